@@ -1,0 +1,164 @@
+"""Builds the optional C++ extension sgl_kernels._cpu: torch's stable ABI, one object per source and instruction set."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+SOURCES = ROOT / "csrc" / "cpu"
+
+# torch 2.10 is the oldest release whose stable ABI has everything the sources use.
+COMMON_FLAGS = [
+    "-std=c++20",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wno-unknown-pragmas",
+    "-DTORCH_TARGET_VERSION=0x020a000000000000",
+]
+OPTIMISE = ["-O3"]
+SANITIZE = [
+    "-O1",
+    "-g",
+    "-fno-omit-frame-pointer",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+]
+
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+AVX512BF16 = [*AVX512, "-mavx512bf16", "-mavx512vnni"]
+# The end of a file's name says which instructions its object may contain; every other file is baseline.
+ISA_FLAGS = {
+    "x86_64": {"_avx2": AVX2, "_avx512": AVX512, "_avx512bf16": AVX512BF16},
+    "aarch64": {"_neon": []},
+}
+ISA_SUFFIX = re.compile(r"_(avx2|avx512|avx512bf16|neon)$")
+
+
+class BuildFailed(Exception):
+    """The extension cannot be built here; the message says why."""
+
+
+def machine() -> str:
+    """The architecture to build for, in one spelling."""
+    name = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(name, name)
+
+
+def isa_flags(source: Path, arch: str) -> list[str] | None:
+    """Flags for one source, or None where the source is for another architecture."""
+    suffix = ISA_SUFFIX.search(source.stem)
+    return [] if suffix is None else ISA_FLAGS.get(arch, {}).get(suffix.group(0))
+
+
+def torch_root() -> Path:
+    """Where torch is installed, without importing it (an import costs seconds)."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise BuildFailed(
+            "torch is not importable here: install torch first and build with --no-build-isolation"
+        )
+    return Path(spec.origin).parent
+
+
+def run(command: list[str]) -> None:
+    """Runs one compiler or linker command; its output is the error."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise BuildFailed(f"no C++ compiler: {command[0]!r} was not found (set CXX)") from error
+    if done.returncode:
+        raise BuildFailed(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
+    if done.stderr.strip():
+        print(done.stderr, file=sys.stderr)
+
+
+def is_current(target: Path, record: Path, fingerprint: str) -> bool:
+    """Whether an object is newer than everything the compiler read for it, and made by the same command."""
+    depfile = target.with_suffix(".d")
+    if not (target.exists() and record.exists() and depfile.exists()) or record.read_text() != fingerprint:
+        return False
+    made = target.stat().st_mtime
+    inputs = depfile.read_text().replace("\\\n", " ").split(":", 1)[1].split()
+    return all(os.path.exists(name) and os.path.getmtime(name) < made for name in inputs)
+
+
+def compile_one(source: Path, flags: list[str], objects: Path) -> Path:
+    """Compiles one source unless its object is current."""
+    compiler = shlex.split(os.environ.get("CXX", "g++"))
+    target = objects / f"{source.stem}.o"
+    record = target.with_suffix(".command")
+    # -MMD writes what was read (system headers and torch's excepted), so a change rebuilds only its users.
+    depfile = target.with_suffix(".d")
+    command = [*compiler, *flags, "-MMD", "-MF", str(depfile), "-c", str(source), "-o", str(target)]
+    fingerprint = hashlib.sha256(shlex.join(command).encode()).hexdigest()
+    if not is_current(target, record, fingerprint):
+        record.unlink(missing_ok=True)
+        print("compiling", source.relative_to(ROOT), flush=True)
+        run(command)
+        record.write_text(fingerprint)
+    return target
+
+
+def build(library: Path, objects: Path, sanitize: bool) -> None:
+    """Compiles every source for this architecture, in parallel, and links them into `library`."""
+    torch = torch_root()
+    mode = SANITIZE if sanitize else OPTIMISE
+    flags = [*shlex.split(os.environ.get("CXXFLAGS", "")), *COMMON_FLAGS, *mode]
+    flags += [f"-ffile-prefix-map={ROOT}/=", "-isystem", str(torch / "include")]
+    found = [(source, isa_flags(source, machine())) for source in sorted(SOURCES.glob("*.cpp"))]
+    work = [(source, [*flags, *extra]) for source, extra in found if extra is not None]
+    workers = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
+    objects.mkdir(parents=True, exist_ok=True)
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with open(objects / "lock", "w") as lock, ThreadPoolExecutor(workers) as pool:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two builds in one checkout must not write the same objects
+        made = list(pool.map(lambda item: compile_one(*item, objects), work))
+        compiler = shlex.split(os.environ.get("CXX", "g++"))
+        link = [*compiler, "-shared", *(["-fsanitize=address,undefined"] if sanitize else ["-Wl,-s"])]
+        link += [*map(str, made), f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10"]
+        # Linked beside its place and moved there: a process that has the old file mapped keeps it.
+        fresh = library.with_suffix(".new")
+        run([*link, *shlex.split(os.environ.get("LDFLAGS", "")), "-o", str(fresh)])
+        os.replace(fresh, library)
+
+
+class OptionalBuild(build_ext):
+    """build_ext whose failure leaves an installable package, unless SGL_KERNELS_REQUIRE_EXTENSION=1 asks for more."""
+
+    def build_extension(self, ext: Extension) -> None:
+        library = Path(self.get_ext_fullpath(ext.name))
+        sanitize = os.environ.get("SGL_KERNELS_BUILD_SANITIZE") == "1"
+        if sanitize:  # for SGL_KERNELS_CPU_LIBRARY, never part of an installation
+            library = ROOT / "build" / "sanitize" / "_cpu_sanitize.so"
+        try:
+            build(library, Path(self.build_temp).resolve() / ("sanitize" if sanitize else "cpu"), sanitize)
+        except (BuildFailed, OSError) as error:
+            library.unlink(missing_ok=True)  # or an older build would be installed as if it were this one
+            if os.environ.get("SGL_KERNELS_REQUIRE_EXTENSION") == "1":
+                raise SystemExit(f"sgl_kernels._cpu was not built: {error}") from error
+            print(
+                f"warning: sgl_kernels._cpu was not built, torch will serve instead: {error}", file=sys.stderr
+            )
+
+
+setup(
+    ext_modules=[Extension("sgl_kernels._cpu", sources=[], py_limited_api=True, optional=True)],
+    cmdclass={"build_ext": OptionalBuild},
+    # The library does not touch Python's ABI at all; abi3 is the tag that says so to installers.
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)
