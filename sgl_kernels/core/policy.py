@@ -1,0 +1,82 @@
+"""Which backends may serve an op: policies, rules, and the groups of ops they address."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass, field
+
+OP_GROUPS: dict[str, tuple[str, ...]] = {
+    "attention": ("attention", "attention_lse", "attention_varlen"),
+    "norm": ("rms_norm", "layer_norm", "group_norm", "norm_scale_shift", "residual_gate_norm_scale_shift"),
+    "rope": ("apply_rope", "qk_norm_rope"),
+    "modulate": ("scale_shift", "gate_residual"),
+    "activation": ("silu_mul", "gelu_tanh", "gelu_mul"),
+    "nvfp4": ("nvfp4_quantize", "nvfp4_dequantize", "nvfp4_linear"),
+}
+"""A group key in a configuration file, and the ops it speaks for.
+
+Plain names rather than Op objects because core knows no op; a test compares this table with the registry.
+"""
+
+OPS: tuple[str, ...] = tuple(op for ops in OP_GROUPS.values() for op in ops)
+
+ROLES: tuple[str, ...] = ("self", "cross")
+
+DECODE_MAX_QUERIES = 8
+SHORT_MAX_KEYS = 512
+LONG_MIN_KEYS = 8192
+SHAPE_CLASSES: tuple[str, ...] = ("decode", "short", "medium", "long")
+
+
+def attention_shape_class(sq: int, sk: int) -> str:
+    """The class a rule's `shape` names: decode (Sq <= 8), short (Sk <= 512), long (Sk >= 8192) or medium.
+
+    The bounds are the ones that separate regimes, not models: up to 8 queries a call is bound by reading
+    keys and values, up to 512 keys (text, image tokens of small latents) launch cost rules, from 8192 keys
+    (video) compute does. `decode` is looked at first.
+    """
+    if sq <= DECODE_MAX_QUERIES:
+        return "decode"
+    if sk <= SHORT_MAX_KEYS:
+        return "short"
+    return "long" if sk >= LONG_MIN_KEYS else "medium"
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """Where a call comes from, for rules."""
+
+    role: str = ""  # "self" | "cross" | ""
+    layer: str = ""  # dotted module name
+
+
+@dataclass(frozen=True, slots=True)
+class OpPolicy:
+    """Which backends one op may use, and in what order."""
+
+    prefer: tuple[str, ...] = ()  # canonical backend names, tried first in this order
+    deny: frozenset[str] = frozenset()
+    strict: bool = False  # outside `prefer` nothing may run; with an empty `prefer` it restricts nothing
+    allow_lossy: bool = False  # naming a lossy backend in `prefer` also allows it
+    origin: str = field(default="", compare=False)  # "environment SGLANG_DIFFUSION_ATTENTION_BACKEND"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A preference for some calls of one op. Empty conditions match everything; the first match wins."""
+
+    op: str
+    prefer: tuple[str, ...]
+    role: str = ""
+    layer: str = ""  # glob, as in fnmatch: 'blocks.*.attn2'
+    shape: str = ""  # a shape class
+    origin: str = field(default="", compare=False)
+
+    def matches(self, op: str, scope: Scope, shape_class: str) -> bool:
+        """Whether this rule speaks about a call."""
+        return (
+            self.op == op
+            and (not self.role or self.role == scope.role)
+            and (not self.shape or self.shape == shape_class)
+            and (not self.layer or fnmatch.fnmatchcase(scope.layer, self.layer))
+        )
