@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from .errors import ConfigError
@@ -34,26 +34,26 @@ POLICY_FIELDS: dict[str, Variable] = {
 """What may be said about an op, a group of ops, or all of them."""
 
 
-def policy_ops(scope: str) -> tuple[str, ...]:
-    """The ops a scope speaks for: a group, 'ops.<name>', or '' for every op ('default').
+def policy_ops(scope: str, known_ops: Collection[str] = ()) -> tuple[str, ...]:
+    """The ops a scope speaks for: a group, 'ops.<name>', or every op ('default', whose own entry is '').
 
-    Raises ConfigError for an unknown op, with the nearest match.
+    Raises ConfigError for an op that is neither ours nor in `known_ops`, with the nearest match.
     """
     if scope == "default":
-        return ("", *OPS)
+        return ("", *OPS, *(op for op in known_ops if op not in OPS))
     if scope in OP_GROUPS:
         return OP_GROUPS[scope]
     op = scope.removeprefix("ops.")
-    if op not in OPS:
-        raise ConfigError(
-            f"unknown op {op!r}{did_you_mean(op, (*OPS, *OP_GROUPS)) or ';'} ops: {', '.join(OPS)}"
-        )
-    return (op,)
+    if op in OPS or op in known_ops:
+        return (op,)
+    every = (*OPS, *(name for name in known_ops if name not in OPS))
+    near = did_you_mean(op, (*every, *OP_GROUPS))
+    raise ConfigError(f"unknown op {op!r}{near or ';'} ops: {', '.join(every)}")
 
 
-def expand_op(name: str) -> tuple[str, ...]:
-    """The ops behind an op name or a group name; 'attention' is both, and means the group."""
-    return policy_ops(name if name in OP_GROUPS else f"ops.{name}")
+def scope_of(name: str) -> str:
+    """The scope of an op or group name; 'attention' is both, and means the group."""
+    return name if name in OP_GROUPS else f"ops.{name}"
 
 
 def split_policy_key(key: str) -> tuple[str, str] | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from .errors import ConfigError
-from .layer import POLICY_FIELDS, expand_op
+from .layer import POLICY_FIELDS, policy_ops, scope_of
 from .names import KnownNames, did_you_mean
 from .policy import OP_GROUPS, ROLES, SHAPE_CLASSES, Rule
 from .variable import coerce
@@ -47,7 +47,7 @@ def _read_rule(item: Mapping[str, object], origin: str, subject: str, known: Kno
     prefer = coerce(POLICY_FIELDS["backends"], item["backends"], f"{subject}.backends", known)
     name = _word(item, "op", subject) or "attention"
     try:
-        ops = expand_op(name)
+        ops = policy_ops(scope_of(name))
     except ConfigError as error:
         raise ConfigError(f"{subject}.op: {error}") from None
     role, shape = _one_of(item, "role", ROLES, subject), _one_of(item, "shape", SHAPE_CLASSES, subject)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +15,9 @@ from .layer import (
     Layer,
     Located,
     check_key,
-    expand_op,
     freeze,
     policy_ops,
+    scope_of,
     specificity,
     split_policy_key,
 )
@@ -121,12 +121,15 @@ class Settings:
         allow_lossy: bool | None = None,
         trace_level: int | None = None,
         check: bool | None = None,
-        known: KnownNames = (),
+        known_backends: KnownNames = (),
+        known_ops: Collection[str] = (),
         origin: str = "use(...)",
     ) -> Settings:
         """A copy for `with use(...)`: stronger than every source, so rules about the same ops give way.
 
         `backend` speaks for every op; the keys of `per_op` are op or group names ('norm'), and win over it.
+        `known_backends` and `known_ops` are further names that are right.
+
         Raises ConfigError for an unknown op or backend, with the nearest match.
         """
         layer: dict[str, object] = {
@@ -136,18 +139,17 @@ class Settings:
             "trace.level": trace_level,
             "check": check,
         }
-        named = set()
+        named: set[str] = set()  # an OpPolicy is already made of canonical names
         for name, wanted in (per_op or {}).items():
-            expand_op(name)  # an unknown op is reported as such, not as an unknown setting
-            scope = name if name in OP_GROUPS else f"ops.{name}"
+            scope = scope_of(name)
             if isinstance(wanted, OpPolicy):
                 named |= {*wanted.prefer, *wanted.deny}
                 layer |= {f"{scope}.backends": wanted.prefer, f"{scope}.deny": wanted.deny}
                 layer |= {f"{scope}.strict": wanted.strict, f"{scope}.allow_lossy": wanted.allow_lossy}
             else:
                 layer[f"{scope}.backends"] = wanted
-        draft = _Draft(self)
-        draft.apply(origin, layer, (lambda: named | {*_known(known)}) if named else known)
+        draft = _Draft(self, known_ops)
+        draft.apply(origin, layer, (lambda: named | {*_known(known_backends)}) if named else known_backends)
         return draft.settings()
 
 
@@ -158,10 +160,12 @@ def _known(known: KnownNames) -> Iterable[str]:
 class _Draft:
     """Settings under construction: every op spelled out, layers written one over the other."""
 
-    def __init__(self, base: Settings) -> None:
+    def __init__(self, base: Settings, known_ops: Collection[str] = ()) -> None:
         self.base = base
+        self.known_ops = known_ops
         own = dict(base.ops)
-        self.policies = {op: own.get(op, base.default) for op in ("", *OPS)}
+        every = dict.fromkeys((*policy_ops("default", known_ops), *own))
+        self.policies = {op: own.get(op, base.default) for op in every}
         self.rules = list(base.rules)
         self.options = dict(base.options)
         self.values: dict[str, Any] = {}
@@ -194,7 +198,7 @@ class _Draft:
             changes = {"deny": frozenset(value)}
         elif name == "backends":
             changes["origin"] = origin
-        ops = policy_ops(scope)
+        ops = policy_ops(scope, self.known_ops)
         for op in ops:
             self.policies[op] = dataclasses.replace(self.policies[op], **changes)
         if name == "backends":
@@ -250,7 +254,7 @@ def _put(target: Any, path: list[str], value: Any) -> Any:
     return dataclasses.replace(target, **{path[0]: value})
 
 
-def settle(*layers: tuple[str, Layer], known: KnownNames = ()) -> Settings:
+def settle(*layers: tuple[str, Layer], known_backends: KnownNames = ()) -> Settings:
     """Settings from layers, weakest first, each with the name of its source.
 
     A stronger source wins over a weaker one, whatever the two say it about; inside one source, rules win
@@ -262,21 +266,25 @@ def settle(*layers: tuple[str, Layer], known: KnownNames = ()) -> Settings:
     """
     draft = _Draft(Settings())
     for label, layer in layers:
-        draft.apply(label, layer, known)
+        draft.apply(label, layer, known_backends)
     return draft.settings()
 
 
 def load_settings(
-    environ: Mapping[str, str] | None = None, flags: Layer | None = None, known: KnownNames = ()
+    environ: Mapping[str, str] | None = None,
+    flags: Layer | None = None,
+    known_backends: KnownNames | None = None,
 ) -> Settings:
     """The settings of this process: built-in values, configuration file, environment, command-line flags.
 
     The one place that reads os.environ. With the process's own environment (`environ` None) it also sets
     the level of our logger. Names that look like ours and are not are reported once, as a warning.
+    `known_backends` are further backend names; None asks the registry, and only for a name that is not ours.
 
     Raises ConfigError for anything that does not parse, and for a configuration file that is not found.
     """
     own = environ is None
+    known = _registered if known_backends is None else known_backends
     actual: Mapping[str, str] = os.environ if environ is None else environ
     built_in = environment.built_in(actual)
     variables = environment.expand(environment.from_env(actual), actual)
@@ -289,9 +297,15 @@ def load_settings(
         root = chosen.get("config_root") or variables.get("config_root") or built_in["config_root"]
         found = find_file(str(path), str(root))
         layers.append((SOURCES[1], environment.expand(load_file(found, known), actual)))
-    settings = settle(*layers, (SOURCES[2], variables), (SOURCES[3], chosen), known=known)
+    settings = settle(*layers, (SOURCES[2], variables), (SOURCES[3], chosen), known_backends=known)
     for name, near in environment.unknown(actual):
         log.warn_once(f"unknown variable {name}", f"{name} is not a variable of sgl_kernels{near}")
     if own:
         log.set_level(settings.logging_level)
     return settings
+
+
+def _registered() -> Collection[str]:
+    from .registry import registry  # the registry needs no settings, but imports more than they do
+
+    return registry.backends()
