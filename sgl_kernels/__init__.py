@@ -1,0 +1,34 @@
+"""One kernel layer for torch: the best attention, norm, rope and FP4 GEMM at hand, with a reason for each choice."""
+
+from __future__ import annotations
+
+from sgl_kernels._version import __version__ as __version__
+from sgl_kernels.core.dispatch import configure as configure
+from sgl_kernels.core.dispatch import explain as explain
+from sgl_kernels.core.dispatch import use as use
+from sgl_kernels.core.dispatch import warmup as warmup
+from sgl_kernels.core.errors import ConfigError as ConfigError
+from sgl_kernels.core.errors import UnsupportedError as UnsupportedError
+from sgl_kernels.core.record import record as record
+from sgl_kernels.core.record import report as report
+from sgl_kernels.core.settings import OpPolicy as OpPolicy
+from sgl_kernels.core.settings import Settings as Settings
+from sgl_kernels.core.settings import load_settings as load_settings
+from sgl_kernels.ops.activation.api import gelu_mul as gelu_mul
+from sgl_kernels.ops.activation.api import gelu_tanh as gelu_tanh
+from sgl_kernels.ops.activation.api import silu_mul as silu_mul
+from sgl_kernels.ops.attention.api import attention as attention
+from sgl_kernels.ops.attention.api import attention_lse as attention_lse
+from sgl_kernels.ops.attention.api import attention_varlen as attention_varlen
+from sgl_kernels.ops.attention.compat import flash_attn_func as flash_attn_func
+from sgl_kernels.ops.attention.compat import flash_attn_varlen_func as flash_attn_varlen_func
+from sgl_kernels.ops.attention.compat import scaled_dot_product_attention as scaled_dot_product_attention
+from sgl_kernels.ops.modulate.api import gate_residual as gate_residual
+from sgl_kernels.ops.modulate.api import scale_shift as scale_shift
+from sgl_kernels.ops.norm.api import group_norm as group_norm
+from sgl_kernels.ops.norm.api import layer_norm as layer_norm
+from sgl_kernels.ops.norm.api import norm_scale_shift as norm_scale_shift
+from sgl_kernels.ops.norm.api import residual_gate_norm_scale_shift as residual_gate_norm_scale_shift
+from sgl_kernels.ops.norm.api import rms_norm as rms_norm
+from sgl_kernels.ops.rope.api import apply_rope as apply_rope
+from sgl_kernels.ops.rope.api import qk_norm_rope as qk_norm_rope

@@ -1,0 +1,123 @@
+"""The floor for norms, rope, modulation and activations: plain torch, differentiable and traceable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sgl_kernels.core.implementation import Implementation
+from sgl_kernels.ops._modulation import aligned
+from sgl_kernels.ops.activation import reference as activation
+from sgl_kernels.ops.modulate import reference as modulate
+from sgl_kernels.ops.norm import reference as norm
+from sgl_kernels.ops.rope import reference as rope
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _like(t: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if t is None else t.to(x.dtype)
+
+
+def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> Tensor:
+    if weight_offset == 0 and (weight is None or weight.dtype is x.dtype):
+        return F.rms_norm(x, x.shape[-1:], weight, eps)
+    wide = _wide(x)
+    scaled = None if weight is None else weight.to(wide.dtype) + weight_offset
+    return F.rms_norm(wide, x.shape[-1:], scaled, eps).to(x.dtype)
+
+
+def _layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    if all(t is None or t.dtype is x.dtype for t in (weight, bias)):
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    wide = _wide(x)
+    return F.layer_norm(wide, x.shape[-1:], _like(weight, wide), _like(bias, wide), eps).to(x.dtype)
+
+
+def _group_norm(
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str
+) -> Tensor:
+    if x.numel() == 0:
+        return torch.empty_like(x)
+    if x.numel() == x.shape[1] * x.shape[0]:  # torch refuses one value per channel; the formula does not
+        return norm.group_norm(x, num_groups, weight, bias, eps, activation)
+    wide = x if all(t is None or t.dtype is x.dtype for t in (weight, bias)) else _wide(x)
+    y = F.group_norm(wide, num_groups, _like(weight, wide), _like(bias, wide), eps)
+    return (F.silu(y) if activation == "silu" else y).to(x.dtype)
+
+
+def _norm_scale_shift(
+    x: Tensor, scale: Tensor | None, shift: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float,
+    norm: str,
+) -> Tensor:  # fmt: skip
+    wide = _wide(x)
+    if norm == "rms":
+        y = F.rms_norm(wide, x.shape[-1:], _like(weight, wide), eps)
+        y = y if bias is None else y + bias.to(y.dtype)
+    else:
+        y = F.layer_norm(wide, x.shape[-1:], _like(weight, wide), _like(bias, wide), eps)
+    if scale is not None:
+        y = y * (1 + aligned(scale, x).to(y.dtype))
+    if shift is not None:
+        y = y + aligned(shift, x).to(y.dtype)
+    return y.to(x.dtype)
+
+
+def _residual(
+    residual: Tensor, x: Tensor, gate: Tensor | None, scale: Tensor | None, shift: Tensor | None,
+    weight: Tensor | None, bias: Tensor | None, eps: float, norm: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    residual_out = residual + x if gate is None else modulate.gate_residual(residual, x, gate)
+    return _norm_scale_shift(residual_out, scale, shift, weight, bias, eps, norm), residual_out
+
+
+def _qk_norm_rope(
+    q: Tensor, k: Tensor, q_weight: Tensor | None, k_weight: Tensor | None, cos: Tensor | None, sin: Tensor | None,
+    eps: float, interleaved: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return rope.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, eps, interleaved)
+
+
+def _silu_mul(x: Tensor, up: Tensor | None) -> Tensor:
+    return activation.silu_mul(x, up)
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _gelu_mul(x: Tensor, up: Tensor | None, approximate: str) -> Tensor:
+    return activation.gelu_mul(x, up, approximate)
+
+
+def _implementation(op: str, run: Callable[..., Any]) -> Implementation:
+    return Implementation(
+        op=op,
+        backend="torch_sdpa",
+        load=lambda config: run,
+        differentiable=True,
+        traceable=True,
+        doc="plain torch",
+    )
+
+
+IMPLEMENTATIONS = (
+    _implementation("rms_norm", _rms_norm),
+    _implementation("layer_norm", _layer_norm),
+    _implementation("group_norm", _group_norm),
+    _implementation("norm_scale_shift", _norm_scale_shift),
+    _implementation("residual_gate_norm_scale_shift", _residual),
+    _implementation("apply_rope", rope.apply_rope),
+    _implementation("qk_norm_rope", _qk_norm_rope),
+    _implementation("scale_shift", modulate.scale_shift),
+    _implementation("gate_residual", modulate.gate_residual),
+    _implementation("silu_mul", _silu_mul),
+    _implementation("gelu_tanh", _gelu_tanh),
+    _implementation("gelu_mul", _gelu_mul),
+)

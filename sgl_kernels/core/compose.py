@@ -1,0 +1,122 @@
+"""What is wrapped around a backend's function when a call is bound, and paid for only then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .log import warn_once
+from .op import Op
+from .settings import OpPolicy
+from .verdict import Reason, Selection
+
+if TYPE_CHECKING:
+    from .dispatch import Dispatcher
+
+Run = Callable[..., Any]
+
+
+def composed(run: Run, op: Op, selection: Selection, dispatcher: Dispatcher, cast: torch.dtype | None) -> Run:
+    """`run` inside everything this dispatcher's settings ask for. With nothing asked for: `run` itself."""
+    implementation = dispatcher.implementation(op.name, selection.chosen)
+    settings = dispatcher.settings
+    if implementation.launches_on_current_device and selection.device.platform != "cpu":
+        run = _guarded(run)
+    if settings.check:
+        run = _checked(run, op)
+    if settings.trace.level > 0:
+        from .trace import traced
+
+        run = traced(run, op, selection, settings.trace)
+    if dispatcher.recorder is not None:
+        run = dispatcher.recorder.wrap(run, op, selection)
+    if cast is not None:
+        run = _casting(run, op, cast)
+    return run
+
+
+def _guarded(run: Run) -> Run:
+    def on_device(*args: Any) -> Any:
+        with torch.get_device_module(args[0].device.type).device(args[0].device):
+            return run(*args)
+
+    return on_device
+
+
+def _checked(run: Run, op: Op) -> Run:
+    """Validate every call, and refuse non-finite results that finite inputs produced."""
+
+    def checked(*args: Any) -> Any:
+        op.check(*args)
+        out = run(*args)
+        outs = out if isinstance(out, tuple) else (out,)
+        first = outs[0]
+        if first.is_floating_point() and not bool(torch.isfinite(first).all()) and _all_finite(args):
+            raise FloatingPointError(f"{op.name}: finite inputs gave a non-finite result (check is on)")
+        return out
+
+    return checked
+
+
+def _all_finite(args: tuple[Any, ...]) -> bool:
+    return all(bool(torch.isfinite(a).all()) for a in args if isinstance(a, Tensor) and a.is_floating_point())
+
+
+def autocast_dtype(op: Op, args: tuple[Any, ...]) -> torch.dtype | None:
+    """The dtype autocast asks this op's inputs to have, or None when it is off or the op ignores it."""
+    if not op.autocast or not torch._C._is_any_autocast_enabled() or not isinstance(args[0], Tensor):
+        return None
+    kind = args[0].device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def cast_arguments(op: Op, args: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+    """`args` with the op's autocast arguments in `dtype`; float64 stays, as in torch."""
+    return tuple(
+        value.to(dtype)
+        if argument.name in op.autocast
+        and isinstance(value, Tensor)
+        and value.is_floating_point()
+        and value.dtype is not torch.float64
+        else value
+        for argument, value in zip(op.arguments, args, strict=True)
+    )
+
+
+def _casting(run: Run, op: Op, dtype: torch.dtype) -> Run:
+    def cast(*args: Any) -> Any:
+        values = cast_arguments(op, args, dtype)
+        with torch.autocast(values[0].device.type, enabled=False):
+            return run(*values)
+
+    return cast
+
+
+def is_capturing() -> bool:
+    """Whether a CUDA graph is being captured on the current stream."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
+def warn_about(selection: Selection, backend: str | None, policy: OpPolicy) -> None:
+    """One warning per (op, cause) when a preference was not honoured."""
+    if backend is not None or not policy.prefer or selection.chosen in policy.prefer:
+        return
+    causes = [
+        f"{c.backend}: {c.rejected.reason.value}: {c.rejected.detail}"
+        for c in selection.candidates
+        if c.backend in policy.prefer and c.rejected is not None and c.rejected.reason is not Reason.GRAD
+    ]
+    if not causes:  # the preferred backends do not offer this op, or only lack a backward: nothing to fix
+        return
+    cause = "; ".join(causes)
+    origin = f" ({policy.origin})" if policy.origin else ""
+    warn_once(
+        (selection.op, cause),
+        f"{selection.op}: the preferred {', '.join(policy.prefer)}{origin} cannot serve this call [{cause}]; "
+        f"{selection.chosen} runs instead",
+    )

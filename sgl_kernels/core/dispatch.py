@@ -1,0 +1,272 @@
+"""From a call to the function that serves it: one dictionary lookup, or one binding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from . import compose
+from .device import Device, probe
+from .errors import UnsupportedError
+from .implementation import Implementation
+from .names import resolve_names
+from .op import Case, Op
+from .packages import installed_version
+from .registry import Registry, registry
+from .select import select
+from .settings import OpPolicy, Scope, Settings, attention_shape_class, load_settings
+from .tuning import TuningTable
+from .verdict import Rejected, Selection
+
+if TYPE_CHECKING:
+    from .record import Recorder
+
+MAX_BOUND = 8192  # keys hold exact shapes, so a server with free-length prompts would grow the memo for ever
+MAX_CHILDREN = 512
+
+Run = Callable[..., Any]
+
+
+class Dispatcher:
+    """Immutable settings plus the bindings they have earned."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        scope: Scope = Scope(),  # noqa: B008 - frozen and immutable
+        tuning: TuningTable | None = None,
+        recorder: Recorder | None = None,
+        source: Registry = registry,
+    ) -> None:
+        self.registry = source
+        self.settings = settings
+        self.scope = scope
+        self.tuning = tuning
+        self.recorder = recorder
+        self.bound: dict[tuple[Any, ...], Run] = {}
+        self.selections: dict[
+            tuple[Any, ...], Selection
+        ] = {}  # (op, backend, facts, device, ...) -> decision
+        self._by_facts: dict[tuple[Any, ...], Run] = {}
+        self._broken: dict[str, dict[str, Rejected]] = {}
+        self._children: dict[Any, Dispatcher] = {}
+
+    def bind(self, op: Op, key: tuple[Any, ...], backend: str | None, args: tuple[Any, ...]) -> Run:
+        """The cold path, once per key: check, select, load, compose, remember."""
+        if args[0].__class__ is torch.Tensor and args[0].device.type == "cuda" and compose.is_capturing():
+            raise RuntimeError(
+                f"{op.name}: the first call with these shapes happens inside a CUDA graph capture; call it once "
+                "before capturing, or use sgl_kernels.warmup"
+            )
+        cast = compose.autocast_dtype(op, args)
+        if cast is not None:
+            args = compose.cast_arguments(op, args, cast)
+        op.check(*args)
+        facts = op.facts(*args)
+        device = args[0].device
+        short = (op, backend, facts, device, cast)
+        run = self._by_facts.get(short)
+        if run is None:
+            selection, run = self._resolve(op, backend, facts, probe(device))
+            run = compose.composed(run, op, selection, self, cast)
+            if len(self._by_facts) >= MAX_BOUND:
+                self._by_facts.clear()
+                self.selections.clear()
+            self._by_facts[short] = run
+            self.selections[short] = selection
+        if len(self.bound) >= MAX_BOUND:
+            self.bound.clear()
+        self.bound[key] = run
+        return run
+
+    def _resolve(self, op: Op, backend: str | None, facts: Any, device: Device) -> tuple[Selection, Run]:
+        while True:
+            selection = self.decide(op, backend, facts, device)
+            if not selection.chosen:
+                raise UnsupportedError(selection, _advice(selection, backend, self.registry))
+            implementation = self.implementation(op.name, selection.chosen)
+            found = self.registry.loaded(implementation, selection.config)
+            if isinstance(found, Rejected):
+                self._broken.setdefault(op.name, {})[implementation.backend] = found
+                continue
+            compose.warn_about(selection, backend, self.policy(op, facts))
+            return selection, found
+
+    def implementation(self, op: str, backend: str) -> Implementation:
+        """The implementation of (op, backend)."""
+        return next(i for i in self.registry.implementations(op) if i.backend == backend)
+
+    def policy(self, op: Op, facts: Any) -> OpPolicy:
+        """The policy that holds for a call in this scope."""
+        shape = attention_shape_class(facts.sq, facts.sk) if hasattr(facts, "sk") else ""
+        return self.settings.policy(op.name, self.scope, shape)
+
+    def decide(self, op: Op, backend: str | None, facts: Any, device: Device) -> Selection:
+        """The decision for a call; nothing is loaded."""
+        implementations = self.registry.implementations(op.name)
+        named = resolve_names(backend, self.registry.backends()) if backend is not None else ()
+        return select(
+            op.name,
+            facts,
+            device,
+            installed_version,
+            self.policy(op, facts),
+            implementations,
+            named=named,
+            tuned=self.tuning.lookup(op.name, facts) if self.tuning else None,
+            broken=self._broken.get(op.name, {}),
+        )
+
+    def derive(
+        self,
+        settings: Settings | None = None,
+        scope: Scope | None = None,
+        tuning: TuningTable | None = None,
+        recorder: Recorder | None = None,
+    ) -> Dispatcher:
+        """The dispatcher for other settings. Remembered, so re-entering an override keeps its bindings."""
+        settings = self.settings if settings is None else settings
+        scope = self.scope if scope is None else scope
+        tuning = self.tuning if tuning is None else tuning
+        recorder = self.recorder if recorder is None else recorder
+        if (settings, scope, tuning, recorder) == (self.settings, self.scope, self.tuning, self.recorder):
+            return self
+        key = (settings, scope, id(tuning), id(recorder))
+        child = self._children.get(key)
+        if child is None or child.tuning is not tuning or child.recorder is not recorder:
+            if len(self._children) >= MAX_CHILDREN:
+                self._children.clear()
+            child = Dispatcher(settings, scope, tuning, recorder, self.registry)
+            self._children[key] = child
+        return child
+
+
+_ACTIVE: ContextVar[Dispatcher | None] = ContextVar("sgl_kernels", default=None)
+
+
+def current() -> Dispatcher:
+    """The dispatcher in force: the innermost `use`, else the process default."""
+    return _ACTIVE.get() or registry.default or _start()
+
+
+def _start() -> Dispatcher:
+    with registry._lock:
+        if registry.default is None:
+            registry.default = Dispatcher(load_settings())
+        return registry.default
+
+
+def bind(op: Op, key: tuple[Any, ...], backend: str | None, args: tuple[Any, ...]) -> Run:
+    """Bind in the current dispatcher; what the front doors call on a miss."""
+    return current().bind(op, key, backend, args)
+
+
+def configure(settings: Settings | None = None) -> None:
+    """Set the process default. Call once, at start-up; None reads environment and files anew."""
+    registry.default = Dispatcher(settings if settings is not None else load_settings())
+
+
+@contextmanager
+def use(
+    *,
+    backend: str | None = None,
+    strict: bool | None = None,
+    allow_lossy: bool | None = None,
+    trace: int | None = None,
+    check: bool | None = None,
+    role: str | None = None,
+    layer: str | None = None,
+    tuning: TuningTable | None = None,
+    **per_op: str | OpPolicy,
+) -> Iterator[Dispatcher]:
+    """Override the choice inside a `with` block, for this thread or asyncio task.
+
+    backend      preference for every op: a name or an ordered comma list
+    strict       outside the preference nothing may run
+    allow_lossy  quantised and sparse backends may be chosen
+    role, layer  where the calls come from, for the rules of the config file
+    per_op       preference for one op: use(attention="fa3", rms_norm="triton")
+
+    Overrides nest; the innermost wins. A new thread starts without the override of its parent: use
+    asyncio.to_thread, or run it in contextvars.copy_context().
+
+    Raises ConfigError for a backend or op name that does not exist.
+    """
+    parent = current()
+    known = parent.registry.backends()
+    settings = parent.settings.override(
+        backend=backend,
+        strict=strict,
+        allow_lossy=allow_lossy,
+        trace_level=trace,
+        check=check,
+        per_op=per_op,
+        known_backends=known,
+        known_ops=tuple(parent.registry.ops()),
+        origin="use(...)",
+    )
+    scope = parent.scope
+    if role is not None or layer is not None:
+        scope = Scope(scope.role if role is None else role, scope.layer if layer is None else layer)
+    with activate(parent.derive(settings, scope, tuning)) as child:
+        yield child
+
+
+@contextmanager
+def activate(dispatcher: Dispatcher) -> Iterator[Dispatcher]:
+    """Make `dispatcher` the one in force inside a `with` block."""
+    token = _ACTIVE.set(dispatcher)
+    try:
+        yield dispatcher
+    finally:
+        _ACTIVE.reset(token)
+
+
+def explain(
+    op: str, *args: Any, device: str | Device | None = None, backend: str | None = None, **kwargs: Any
+) -> Selection:
+    """The decision for a call, with a reason for every candidate. Runs nothing and loads nothing.
+
+    `args` and `kwargs` are the op's. `device` asks about another machine ("rocm:gfx942"); its packages are
+    taken from this one. Meta tensors do, so no memory is needed.
+    """
+    from .device import parse_device
+
+    definition = registry.op(op)
+    values = definition.canonical(*args, **kwargs)
+    cast = compose.autocast_dtype(definition, values)
+    if cast is not None:
+        values = compose.cast_arguments(definition, values, cast)
+    definition.check(*values)
+    where = parse_device(device) if isinstance(device, str) else device
+    return current().decide(definition, backend, definition.facts(*values), where or probe(values[0].device))
+
+
+def warmup(
+    cases: Iterable[tuple[str, Case]],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Bind and run each (op name, case) once, so that first requests and graph captures find them bound."""
+    for name, case in cases:
+        op = registry.op(name)
+        args = op.canonical(*case.make(torch.device(device), dtype))
+        overload = getattr(torch.ops.sgl_kernels, name).default
+        overload(*args)
+
+
+def _advice(selection: Selection, backend: str | None, source: Registry) -> str:
+    if backend is None:
+        return "Nothing fits. Loosen the policy, or install a backend: see sgl-kernels doctor."
+    elsewhere = [op for op in source.ops() if any(i.backend == backend for i in source.implementations(op))]
+    if not selection.candidates or all(
+        c.rejected and c.rejected.reason == "policy" for c in selection.candidates
+    ):
+        where = f"it implements {', '.join(elsewhere)}" if elsewhere else "sgl-kernels list shows every name"
+        return f"backend={backend!r} does not implement {selection.op}; {where}."
+    return f"backend={backend!r} cannot serve this call. Leave backend out to let the registry choose."

@@ -1,0 +1,117 @@
+"""Every op is also a torch op: define it, give it a fake and a backward.
+
+`torch.library.custom_op` costs 6.4 us per eager call against 2.1 us for define + impl (torch 2.13, one Zen 5
+core), so the plain Library calls are used. In eager the front doors bypass the torch op altogether; it is what
+torch.compile, torch.export, FakeTensor and other tensor subclasses see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .op import Op
+
+NAMESPACE = "sgl_kernels"
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def define(op: Op, eager: Callable[..., Any]) -> Callable[..., Any]:
+    """Register torch.ops.sgl_kernels.<op> with schema + `str? backend=None`, and return its overload.
+
+    `eager(*schema_args, backend=None)` is the body. It must repeat the schema's defaults, because the
+    dispatcher strips trailing arguments that equal them before calling a Python kernel.
+    """
+    head, _, returns = op.schema.partition(" -> ")
+    schema = f"{head[:-1]}, *, str? backend=None) -> {returns}"
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.impl(op.name, _fresh(eager), "CompositeExplicitAutograd")
+
+    def fake(*args: Any, backend: str | None = None) -> Any:
+        return op.fake(*op.canonical(*args))
+
+    torch.library.register_fake(f"{NAMESPACE}::{op.name}", fake, lib=_LIBRARY)
+    _define_backward(op, head, eager)
+    overload: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), op.name).default
+    return overload
+
+
+def _fresh(eager: Callable[..., Any]) -> Callable[..., Any]:
+    """A torch op may not return a view of its input or the input itself: copy in that rare case."""
+
+    def body(*args: Any, **kwargs: Any) -> Any:
+        out = eager(*args, **kwargs)
+        if isinstance(out, tuple):
+            return tuple(_unaliased(o, args) for o in out)
+        return _unaliased(out, args)
+
+    return body
+
+
+def _unaliased(out: Tensor, args: Sequence[Any]) -> Tensor:
+    if out.device.type == "meta" or out.numel() == 0:
+        return out
+    storage = out.untyped_storage()._cdata
+    for a in args:
+        if isinstance(a, Tensor) and a.untyped_storage()._cdata == storage:
+            return out.clone()
+    return out
+
+
+def _define_backward(op: Op, head: str, eager: Callable[..., Any]) -> None:
+    """<op>_backward recomputes through the dispatcher with gradients on, so a differentiable backend serves it.
+
+    It is a torch op of its own, opaque to the compiler, so torch.compile and eager share one formula.
+    """
+    name = f"{op.name}_backward"
+    _, _, arguments = head.partition("(")
+    _LIBRARY.define(f"{name}(Tensor?[] grads, int[] wrt, {arguments[:-1]}) -> Tensor[]")
+
+    def backward_body(grads: Sequence[Tensor | None], wrt: Sequence[int], *args: Any) -> list[Tensor]:
+        values = list(op.canonical(*args))
+        with torch.enable_grad():
+            for i in wrt:
+                values[i] = values[i].detach().requires_grad_()
+            outs = eager(*values)
+            outs = outs if isinstance(outs, tuple) else (outs,)
+            pairs = [(o, g) for o, g in zip(outs, grads, strict=True) if g is not None and o.requires_grad]
+            inputs = [values[i] for i in wrt]
+            found = torch.autograd.grad(
+                [o for o, _ in pairs],
+                inputs,
+                [g for _, g in pairs],
+                allow_unused=True,
+                materialize_grads=True,
+            )
+        return [g.clone() if g._base is not None else g for g in found]
+
+    def backward_fake(grads: Sequence[Tensor | None], wrt: Sequence[int], *args: Any) -> list[Tensor]:
+        values = op.canonical(*args)
+        return [torch.empty_like(values[i]) for i in wrt]
+
+    _LIBRARY.impl(name, backward_body, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", backward_fake, lib=_LIBRARY)
+    overload = getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    def setup_context(
+        ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any
+    ) -> None:
+        values = op.canonical(*inputs)
+        tensors = [v if isinstance(v, Tensor) else None for v in values]
+        ctx.save_for_backward(*tensors)
+        ctx.plain = [None if isinstance(v, Tensor) else v for v in values]
+        ctx.wrt = [i for i, t in enumerate(tensors) if t is not None and ctx.needs_input_grad[i]]
+
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        values = [t if t is not None else p for t, p in zip(ctx.saved_tensors, ctx.plain, strict=True)]
+        result: list[Tensor | None] = [None] * len(values)
+        for i, g in zip(ctx.wrt, overload(list(grads), ctx.wrt, *values), strict=True):
+            result[i] = g
+        return tuple(result)
+
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{op.name}", backward, setup_context=setup_context, lib=_LIBRARY
+    )

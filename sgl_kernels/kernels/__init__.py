@@ -1,0 +1,1 @@
+"""How: our own kernel bodies. Nothing here imports sgl_kernels."""

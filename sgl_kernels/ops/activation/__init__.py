@@ -1,0 +1,1 @@
+"""Activations of transformer MLPs: SiLU and GELU, plain and gated."""

@@ -1,0 +1,79 @@
+"""The front doors of the activations."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from sgl_kernels.core.dispatch import bind, current
+from sgl_kernels.core.torch_op import define
+from sgl_kernels.ops._key import grad, is_opaque, of
+from sgl_kernels.ops.activation.spec import GELU_MUL, GELU_TANH, SILU_MUL
+
+
+def _eager_silu_mul(x: Tensor, up: Tensor | None = None, backend: str | None = None) -> Tensor:
+    try:
+        key = (SILU_MUL, backend, x.shape, x.dtype, x.device, of(up), grad(x, up))
+        run = current().bound.get(key)
+    except (AttributeError, TypeError):
+        key, run = (), None
+    if run is None:
+        run = bind(SILU_MUL, key, backend, (x, up))
+    return run(x, up)  # type: ignore[no-any-return]
+
+
+def _eager_gelu_tanh(x: Tensor, backend: str | None = None) -> Tensor:
+    try:
+        key = (GELU_TANH, backend, x.shape, x.dtype, x.device, grad(x))
+        run = current().bound.get(key)
+    except (AttributeError, TypeError):
+        key, run = (), None
+    if run is None:
+        run = bind(GELU_TANH, key, backend, (x,))
+    return run(x)  # type: ignore[no-any-return]
+
+
+def _eager_gelu_mul(
+    x: Tensor, up: Tensor | None = None, approximate: str = "tanh", backend: str | None = None
+) -> Tensor:
+    try:
+        key = (GELU_MUL, backend, x.shape, x.dtype, x.device, of(up), approximate, grad(x, up))
+        run = current().bound.get(key)
+    except (AttributeError, TypeError):
+        key, run = (), None
+    if run is None:
+        run = bind(GELU_MUL, key, backend, (x, up, approximate))
+    return run(x, up, approximate)  # type: ignore[no-any-return]
+
+
+_silu_mul = define(SILU_MUL, _eager_silu_mul)
+_gelu_tanh = define(GELU_TANH, _eager_gelu_tanh)
+_gelu_mul = define(GELU_MUL, _eager_gelu_mul)
+
+
+def silu_mul(x: Tensor, up: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+    """SwiGLU's gate: silu(gate) * up.
+
+    x (..., 2D) holds gate and up side by side -> (..., D); or x and up (..., D) are given apart, which may be
+    the two views of a chunk. Source: Shazeer, arXiv 2002.05202.
+
+    Raises UnsupportedError if `backend` cannot serve the call, ValueError for shapes that do not fit.
+    """
+    if is_opaque(x):
+        return _silu_mul(x, up, backend=backend)  # type: ignore[no-any-return]
+    return _eager_silu_mul(x, up, backend)
+
+
+def gelu_tanh(x: Tensor, *, backend: str | None = None) -> Tensor:
+    """GELU by its tanh approximation, x (..., D) -> (..., D). Source: Hendrycks and Gimpel, arXiv 1606.08415."""
+    if is_opaque(x):
+        return _gelu_tanh(x, backend=backend)  # type: ignore[no-any-return]
+    return _eager_gelu_tanh(x, backend)
+
+
+def gelu_mul(
+    x: Tensor, up: Tensor | None = None, *, approximate: str = "tanh", backend: str | None = None
+) -> Tensor:
+    """GEGLU's gate: gelu(gate) * up, with x and up as in `silu_mul`; approximate "tanh" or "none" (erf)."""
+    if is_opaque(x):
+        return _gelu_mul(x, up, approximate, backend=backend)  # type: ignore[no-any-return]
+    return _eager_gelu_mul(x, up, approximate, backend)

@@ -1,0 +1,1 @@
+"""Attention: dense, with log-sum-exp, and packed variable length."""

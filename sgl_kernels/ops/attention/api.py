@@ -1,0 +1,173 @@
+"""The front doors of attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from sgl_kernels.core.dispatch import bind, current
+from sgl_kernels.core.torch_op import define
+from sgl_kernels.ops.attention.spec import ATTENTION, ATTENTION_LSE, ATTENTION_VARLEN
+
+_any_autocast = torch._C._is_any_autocast_enabled
+_grad_enabled = torch.is_grad_enabled
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    causal_alignment: str = "bottom_right",
+    scale: float | None = None,
+    window_size: tuple[int, int] | None = None,
+    softcap: float = 0.0,
+    backend: str | None = None,
+) -> Tensor:
+    """Scaled dot-product attention.
+
+    Shapes (B batch, Sq/Sk lengths, Hq/Hk heads, D head_dim, Dv value head_dim):
+        q (B, Sq, Hq, D)   k (B, Sk, Hk, D)   v (B, Sk, Hk, Dv)   ->   (B, Sq, Hq, Dv), dtype of q
+        attn_mask broadcastable to (B, Hq, Sq, Sk): bool, True = attend; or float, added to the scaled scores
+    Hq must be a multiple of Hk (GQA; heads are shared, never copied). scale defaults to D ** -0.5.
+    is_causal aligns the last query with the last key when Sq != Sk; causal_alignment="top_left" aligns the
+    first ones, as torch's SDPA does. window_size (left, right) is the inclusive reach around the bottom-right
+    diagonal, -1 = unlimited. softcap c > 0 replaces a score s by c * tanh(s / c). Mask, causal and window all
+    apply together. Rows with no key to attend to are zero.
+
+    dtypes: float32, bfloat16, float16 everywhere; float64 on the torch floor. q, k and v share one.
+
+    Raises UnsupportedError if `backend` is given and cannot serve the call: the message is the selection
+    table. Raises ValueError or TypeError for arguments that do not fit each other.
+    """
+    left, right = (-1, -1) if window_size is None else window_size
+    if is_compiling() or type(q) is not Tensor:
+        return _attention(
+            q, k, v, attn_mask, is_causal, causal_alignment, scale, left, right, softcap, backend=backend
+        )
+    return _eager(q, k, v, attn_mask, is_causal, causal_alignment, scale, left, right, softcap, backend)
+
+
+def _dense_eager(op: Any) -> Any:
+    def eager(
+        q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False,
+        causal_alignment: str = "bottom_right", scale: float | None = None, window_left: int = -1,
+        window_right: int = -1, softcap: float = 0.0, backend: str | None = None,
+    ) -> Any:  # fmt: skip
+        """What runs: in eager, and as the body of the torch op."""
+        try:
+            key = (
+                op, backend, q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.get_device(),
+                v.get_device(),
+                None if attn_mask is None else (attn_mask.shape, attn_mask.dtype, attn_mask.get_device()),
+                is_causal, causal_alignment, scale is None, window_left, window_right, softcap,
+                _grad_enabled() and (
+                    q.requires_grad or k.requires_grad or v.requires_grad
+                    or (attn_mask is not None and attn_mask.requires_grad)
+                ),
+                _any_autocast(),
+            )  # fmt: skip
+            run = current().bound.get(key)
+        except (AttributeError, TypeError):
+            key, run = (), None  # bind names the argument that is not a tensor, or not hashable
+        args = (q, k, v, attn_mask, is_causal, causal_alignment, scale, window_left, window_right, softcap)
+        if run is None:
+            run = bind(op, key, backend, args)
+        return run(*args)
+
+    return eager
+
+
+_eager = _dense_eager(ATTENTION)
+_eager_lse = _dense_eager(ATTENTION_LSE)
+_attention = define(ATTENTION, _eager)
+_attention_lse = define(ATTENTION_LSE, _eager_lse)
+
+
+def attention_lse(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    causal_alignment: str = "bottom_right",
+    scale: float | None = None,
+    window_size: tuple[int, int] | None = None,
+    softcap: float = 0.0,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`attention`, and the log-sum-exp of its scores.
+
+    Returns (out (B, Sq, Hq, Dv), lse (B, Hq, Sq) float32): the natural logarithm; -inf for a row that sees no
+    key. Two results over disjoint keys combine exactly: see ring attention.
+    """
+    left, right = (-1, -1) if window_size is None else window_size
+    args = (q, k, v, attn_mask, is_causal, causal_alignment, scale, left, right, softcap)
+    if is_compiling() or type(q) is not Tensor:
+        return _attention_lse(*args, backend=backend)
+    return _eager_lse(*args, backend)
+
+
+def _eager_varlen(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
+    max_seqlen_k: int, is_causal: bool = False, scale: float | None = None, window_left: int = -1,
+    window_right: int = -1, softcap: float = 0.0, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    try:
+        key = (
+            ATTENTION_VARLEN, backend, q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device,
+            k.get_device(), v.get_device(), cu_seqlens_q.shape, cu_seqlens_k.shape, cu_seqlens_q.dtype,
+            cu_seqlens_k.dtype, cu_seqlens_q.get_device(), max_seqlen_q, max_seqlen_k, is_causal, scale is None,
+            window_left, window_right, softcap,
+            _grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad), _any_autocast(),
+        )  # fmt: skip
+        run = current().bound.get(key)
+    except (AttributeError, TypeError):
+        key, run = (), None
+    args = (
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, is_causal, scale, window_left,
+        window_right, softcap,
+    )  # fmt: skip
+    if run is None:
+        run = bind(ATTENTION_VARLEN, key, backend, args)
+    return run(*args)
+
+
+_attention_varlen = define(ATTENTION_VARLEN, _eager_varlen)
+
+
+def attention_varlen(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    *,
+    is_causal: bool = False,
+    scale: float | None = None,
+    window_size: tuple[int, int] | None = None,
+    softcap: float = 0.0,
+    backend: str | None = None,
+) -> Tensor:
+    """Attention over sequences packed end to end; each attends only to itself.
+
+    Shapes (Tq, Tk total tokens over the batch):
+        q (Tq, Hq, D)   k (Tk, Hk, D)   v (Tk, Hk, Dv)   ->   (Tq, Hq, Dv), dtype of q
+        cu_seqlens_q, cu_seqlens_k: int32 prefix sums of the lengths, (B + 1,), first 0, last Tq or Tk
+    is_causal aligns the last query of each sequence with its last key. The rest is as in `attention`.
+    """
+    left, right = (-1, -1) if window_size is None else window_size
+    args = (
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, is_causal, scale, left, right, softcap
+    )  # fmt: skip
+    if is_compiling() or type(q) is not Tensor:
+        return _attention_varlen(*args, backend=backend)
+    return _eager_varlen(*args, backend)

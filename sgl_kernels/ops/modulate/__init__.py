@@ -1,0 +1,1 @@
+"""Modulation without a norm: scale and shift, gate and add."""

@@ -1,0 +1,1 @@
+"""Normalisation: RMS, layer and group norm, and the fused adaLN forms."""

@@ -1,0 +1,89 @@
+"""The definition of each norm, in plain torch at float32 or, for float64 inputs, float64."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sgl_kernels.ops._modulation import aligned
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _normalised(x: Tensor, eps: float, norm: str) -> Tensor:
+    if norm == "rms":
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    centred = x - x.mean(-1, keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+
+
+def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if weight is not None:
+        y = y * weight.to(y.dtype)
+    return y if bias is None else y + bias.to(y.dtype)
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, weight_offset: float = 0.0
+) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * (weight + weight_offset)."""
+    y = _normalised(_wide(x), eps, "rms")
+    if weight is not None:
+        y = y * (weight.to(y.dtype) + weight_offset)
+    return y.to(x.dtype)
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias."""
+    return _affine(_normalised(_wide(x), eps, "layer"), weight, bias).to(x.dtype)
+
+
+def group_norm(
+    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
+    activation: str = "none",
+) -> Tensor:  # fmt: skip
+    """Layer norm over each group of channels and all positions, then per-channel affine, then SiLU."""
+    n, c = x.shape[:2]
+    if x.numel() == 0:
+        return torch.empty_like(x)
+    grouped = _wide(x).reshape(n, num_groups, -1)
+    y = _normalised(grouped, eps, "layer").reshape(x.shape)
+    per_channel = (1, c) + (1,) * (x.ndim - 2)
+    y = _affine(
+        y,
+        None if weight is None else weight.reshape(per_channel),
+        None if bias is None else bias.reshape(per_channel),
+    )
+    if activation == "silu":
+        y = y * torch.sigmoid(y)
+    return y.to(x.dtype)
+
+
+def norm_scale_shift(
+    x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, weight: Tensor | None = None,
+    bias: Tensor | None = None, eps: float = 1e-6, norm: str = "layer",
+) -> Tensor:  # fmt: skip
+    """adaLN: norm(x) * (1 + scale) + shift, rounded once."""
+    y = _affine(_normalised(_wide(x), eps, norm), weight, bias)
+    if scale is not None:
+        y = y * (1 + aligned(scale, x).to(y.dtype))
+    if shift is not None:
+        y = y + aligned(shift, x).to(y.dtype)
+    return y.to(x.dtype)
+
+
+def residual_gate_norm_scale_shift(
+    residual: Tensor, x: Tensor, gate: Tensor | None = None, scale: Tensor | None = None,
+    shift: Tensor | None = None, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-6,
+    norm: str = "layer",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """residual_out = residual + gate * x, rounded; out = adaLN of the rounded residual_out."""
+    y = _wide(x)
+    if gate is not None:
+        y = y * aligned(gate, x).to(y.dtype)
+    residual_out = (_wide(residual) + y).to(residual.dtype)
+    return norm_scale_shift(residual_out, scale, shift, weight, bias, eps, norm), residual_out

@@ -1,0 +1,154 @@
+"""Scaled 4-bit formats and the container that keeps data, scales, format and layout together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+E2M1_MAX = 6.0
+E4M3_MAX = 448.0
+
+LAYOUTS = ("linear", "swizzled_128x4", "swizzled_8x4", "trtllm_shuffled", "cpu_packed")
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledFormat:
+    """A format whose elements share one scale per block along K.
+
+    Elements are e2m1, packed two to a byte with even k in the low nibble.
+    """
+
+    name: str
+    block: int  # elements along K that share a scale
+    scale_dtype: torch.dtype
+    has_global: bool  # a second, fp32 scale for the whole tensor
+
+
+NVFP4 = ScaledFormat("nvfp4", 16, torch.float8_e4m3fn, True)
+MXFP4 = ScaledFormat("mxfp4", 32, torch.float8_e8m0fnu, False)
+FORMATS = {f.name: f for f in (NVFP4, MXFP4)}
+
+
+def parse_format(name: str | ScaledFormat) -> ScaledFormat:
+    """The format called `name`; a ScaledFormat passes through."""
+    if isinstance(name, ScaledFormat):
+        return name
+    if name not in FORMATS:
+        raise ValueError(f"format is {name!r}; expected one of {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScaledTensor:
+    """A quantised tensor: x ~= e2m1(data) * block_scale * global_scale.
+
+    data          uint8 (..., K/2), low nibble = even k; other layouts permute or pad it, see `layout`
+    block_scale   (..., K/block) in the format's scale dtype; padded and permuted in swizzled layouts;
+                  empty in "cpu_packed", where scales are interleaved with the data
+    global_scale  fp32 scalar tensor in the *decode* direction (amax / 2688), None for MXFP4
+    shape         the logical shape (..., K)
+    layout        "linear" | "swizzled_128x4" | "swizzled_8x4" (scales only are permuted)
+                  | "trtllm_shuffled" (rows of data and scales permuted, scales then swizzled)
+                  | "cpu_packed" (one stream of 64-row panels, see layouts.py)
+    """
+
+    data: Tensor
+    block_scale: Tensor
+    global_scale: Tensor | None
+    format: ScaledFormat
+    shape: tuple[int, ...]
+    layout: str = "linear"
+
+    def __post_init__(self) -> None:
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout is {self.layout!r}; expected one of {', '.join(LAYOUTS)}")
+        if not self.shape or self.shape[-1] % self.format.block:
+            raise ValueError(
+                f"shape is {self.shape}; {self.format.name} needs a last dimension that is a multiple of "
+                f"{self.format.block}; pad K with zeros before quantising"
+            )
+        if self.data.dtype != torch.uint8:
+            raise TypeError(f"data is {self.data.dtype}; expected packed torch.uint8 (view it as uint8)")
+        if self.block_scale.dtype != self.format.scale_dtype:
+            raise TypeError(
+                f"block_scale is {self.block_scale.dtype}; {self.format.name} needs {self.format.scale_dtype}"
+            )
+        if (self.global_scale is not None) != self.format.has_global:
+            raise ValueError(
+                f"global_scale is {'given' if self.global_scale is not None else 'missing'}; "
+                f"{self.format.name} {'needs one' if self.format.has_global else 'has none'}"
+            )
+        if self.global_scale is not None and self.global_scale.numel() != 1:
+            raise ValueError(f"global_scale has shape {tuple(self.global_scale.shape)}; expected one value")
+        self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        data, scale = self.storage_shapes(self.format, self.shape, self.layout)
+        if tuple(self.data.shape) != data:
+            raise ValueError(
+                f"data has shape {tuple(self.data.shape)}; layout {self.layout!r} of {self.shape} needs {data}"
+            )
+        if tuple(self.block_scale.shape) != scale:
+            raise ValueError(
+                f"block_scale has shape {tuple(self.block_scale.shape)}; layout {self.layout!r} of "
+                f"{self.shape} needs {scale}"
+            )
+
+    @staticmethod
+    def storage_shapes(
+        format: ScaledFormat, shape: tuple[int, ...], layout: str
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of (data, block_scale) that `layout` uses for a logical `shape`."""
+        *lead, k = shape
+        blocks = k // format.block
+        if layout == "linear":
+            return (*lead, k // 2), (*lead, blocks)
+        if len(lead) != 1:
+            raise ValueError(
+                f"layout {layout!r} is defined for matrices; shape is {shape}, reshape to 2-D first"
+            )
+        rows = lead[0]
+        if layout == "cpu_packed":
+            return (ceil_to(rows, 64) // 64, blocks, 576), (0,)
+        if layout == "trtllm_shuffled":
+            padded = ceil_to(rows, 128)
+            return (padded, k // 2), (padded, ceil_to(blocks, 4))
+        tall = 128 if layout == "swizzled_128x4" else 8
+        return (rows, k // 2), (ceil_to(rows, tall), ceil_to(blocks, 4))
+
+    @property
+    def device(self) -> torch.device:
+        return self.data.device
+
+    @property
+    def rows(self) -> int:
+        """Product of the leading dimensions."""
+        n = 1
+        for d in self.shape[:-1]:
+            n *= d
+        return n
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held, scales and padding included."""
+        parts = [self.data, self.block_scale]
+        if self.global_scale is not None:
+            parts.append(self.global_scale)
+        return sum(t.numel() * t.element_size() for t in parts)
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> ScaledTensor:
+        """Apply `fn` (a move or a clone) to every tensor."""
+        scale = None if self.global_scale is None else fn(self.global_scale)
+        return replace(self, data=fn(self.data), block_scale=fn(self.block_scale), global_scale=scale)
+
+    def to(self, device: torch.device | str) -> ScaledTensor:
+        """The same value on another device."""
+        return self.map(lambda t: t.to(device))
+
+
+def ceil_to(n: int, multiple: int) -> int:
+    """`n` rounded up to a multiple."""
+    return -(-n // multiple) * multiple

@@ -1,0 +1,1 @@
+"""Rotary position embedding, alone and fused with the query and key norms."""

@@ -1,0 +1,48 @@
+"""Options and fixtures shared by every test."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--require", default="", help="comma list of backends whose skips become failures")
+    parser.addoption("--device", default="cpu", help="torch device the parity matrix runs on")
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture
+def seed() -> int:
+    """A fresh seed for every test, printed by pytest when the test fails."""
+    value = random.SystemRandom().randrange(2**31)
+    print(f"seed {value}")
+    return value
+
+
+class Require:
+    """Skips that somebody asked to see become failures."""
+
+    def __init__(self, names: str) -> None:
+        self.names = {n for n in names.split(",") if n}
+
+    def skip(self, backend: str, why: str) -> None:
+        if backend in self.names:
+            pytest.fail(f"--require {backend}: {why}")
+        pytest.skip(why)
+
+
+@pytest.fixture
+def require(request: pytest.FixtureRequest) -> Require:
+    return Require(request.config.getoption("--require"))
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> None:
+    torch.set_num_threads(min(2, torch.get_num_threads()))
