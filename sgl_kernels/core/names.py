@@ -119,7 +119,11 @@ def nearest(word: str, options: Iterable[str]) -> str:
     """The option closest to `word` in spelling, or an empty string when none is close."""
     lowered = {option.lower(): option for option in options}
     found = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
-    return lowered[found[0]] if found else ""
+    if not found:
+        return ""
+    # At 0.6 alone 'acme' would be close to 'ascend'; 'attn' and 'attention' are as far apart and do belong.
+    close = difflib.SequenceMatcher(None, word.lower(), found[0]).ratio() >= 0.65
+    return lowered[found[0]] if close or found[0][:2] == word[:2].lower() else ""
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
@@ -164,8 +168,6 @@ def _resolve_one(word: str, known: KnownNames) -> tuple[str, ...]:
         raise ConfigError(
             f"backend {word.strip()!r} exists in SGLang or diffusers but not here; try {NOT_OFFERED[name]}"
         )
-    suggestion = did_you_mean(name, (*CANONICAL, "fa", *extra, *ALIASES))
-    raise ConfigError(
-        f"unknown backend {word.strip()!r}{suggestion or ''}{'' if suggestion else ';'} known: fa, "
-        f"{', '.join((*CANONICAL, *extra))}"
-    )
+    every = tuple(dict.fromkeys(("fa", *CANONICAL, *extra)))
+    suggestion = did_you_mean(name, (*every, *ALIASES)) or ";"
+    raise ConfigError(f"unknown backend {word.strip()!r}{suggestion} known: {', '.join(every)}")

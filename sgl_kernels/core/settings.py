@@ -182,7 +182,10 @@ class _Draft:
                 continue
             split = split_policy_key(key)
             if split is not None:
-                self._apply_policy(*split, coerce(POLICY_FIELDS[split[1]], value, subject, known), origin)
+                ops = self._ops(split[0], origin)
+                self._apply_policy(
+                    ops, split[1], coerce(POLICY_FIELDS[split[1]], value, subject, known), origin
+                )
             elif key.startswith("options."):
                 self._apply_options(key, value, subject, known)
             elif key != "rules":
@@ -192,13 +195,18 @@ class _Draft:
         if rules is not None:  # last, because a preference in this layer removes only weaker rules
             self.rules = read_rules(rules, label, where, known) + self.rules
 
-    def _apply_policy(self, scope: str, name: str, value: Any, origin: str) -> None:
+    def _ops(self, scope: str, origin: str) -> tuple[str, ...]:
+        try:
+            return policy_ops(scope, self.known_ops)
+        except ConfigError as error:
+            raise ConfigError(f"{origin.removeprefix('file ')}: {error}") from None
+
+    def _apply_policy(self, ops: tuple[str, ...], name: str, value: Any, origin: str) -> None:
         changes = {"prefer" if name == "backends" else name: value}
         if name == "deny":
             changes = {"deny": frozenset(value)}
         elif name == "backends":
             changes["origin"] = origin
-        ops = policy_ops(scope, self.known_ops)
         for op in ops:
             self.policies[op] = dataclasses.replace(self.policies[op], **changes)
         if name == "backends":
@@ -297,6 +305,7 @@ def load_settings(
         root = chosen.get("config_root") or variables.get("config_root") or built_in["config_root"]
         found = find_file(str(path), str(root))
         layers.append((SOURCES[1], environment.expand(load_file(found, known), actual)))
+        (chosen if "attention_config" in chosen else variables)["attention_config"] = found
     settings = settle(*layers, (SOURCES[2], variables), (SOURCES[3], chosen), known_backends=known)
     for name, near in environment.unknown(actual):
         log.warn_once(f"unknown variable {name}", f"{name} is not a variable of sgl_kernels{near}")
