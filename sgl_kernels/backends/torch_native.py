@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -164,11 +165,7 @@ def _attention_varlen(
 def _starts(name: str, cu_seqlens: Tensor, packed: Tensor) -> list[int]:
     """The prefix sums, checked. Reading them waits for the device, which is why only the floor does it."""
     starts: list[int] = cu_seqlens.tolist()
-    if (
-        starts[0] != 0
-        or starts[-1] != packed.shape[0]
-        or any(b < a for a, b in zip(starts, starts[1:], strict=False))
-    ):
+    if starts[0] != 0 or starts[-1] != packed.shape[0] or any(b < a for a, b in pairwise(starts)):
         raise ValueError(
             f"attention_varlen: {name} is {starts}, expected prefix sums from 0 to {packed.shape[0]} that never fall"
         )

@@ -116,7 +116,7 @@ def warn_about(selection: Selection, backend: str | None, policy: OpPolicy) -> N
     cause = "; ".join(causes)
     origin = f" ({policy.origin})" if policy.origin else ""
     warn_once(
-        (selection.op, cause),
+        f"{selection.op}: {cause}",
         f"{selection.op}: the preferred {', '.join(policy.prefer)}{origin} cannot serve this call [{cause}]; "
         f"{selection.chosen} runs instead",
     )

@@ -7,7 +7,7 @@ import os
 import platform as _platform
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -73,7 +73,7 @@ def cpu_arch() -> str:
     """The widest instruction set that matters to our kernels: avx512bf16, avx512, avx2, neon or baseline."""
     if _platform.machine().lower() in ("aarch64", "arm64"):
         return "neon"
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if capabilities.get("avx512_bf16") and capabilities.get("avx512_vnni", True):
         return "avx512bf16"
     level = torch.backends.cpu.get_cpu_capability().lower()

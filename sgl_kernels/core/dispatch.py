@@ -29,6 +29,8 @@ MAX_BOUND = 8192  # keys hold exact shapes, so a server with free-length prompts
 MAX_CHILDREN = 512
 
 Run = Callable[..., Any]
+Key = tuple[Any, ...] | None
+"""Everything that decides a call, as hashables; None when an argument is not a tensor."""
 
 
 class Dispatcher:
@@ -47,7 +49,7 @@ class Dispatcher:
         self.scope = scope
         self.tuning = tuning
         self.recorder = recorder
-        self.bound: dict[tuple[Any, ...], Run] = {}
+        self.bound: dict[Key, Run] = {}
         self.selections: dict[
             tuple[Any, ...], Selection
         ] = {}  # (op, backend, facts, device, ...) -> decision
@@ -55,7 +57,7 @@ class Dispatcher:
         self._broken: dict[str, dict[str, Rejected]] = {}
         self._children: dict[Any, Dispatcher] = {}
 
-    def bind(self, op: Op, key: tuple[Any, ...], backend: str | None, args: tuple[Any, ...]) -> Run:
+    def bind(self, op: Op, key: Key, backend: str | None, args: tuple[Any, ...]) -> Run:
         """The cold path, once per key: check, select, load, compose, remember."""
         if args[0].__class__ is torch.Tensor and args[0].device.type == "cuda" and compose.is_capturing():
             raise RuntimeError(
@@ -160,7 +162,7 @@ def _start() -> Dispatcher:
         return registry.default
 
 
-def bind(op: Op, key: tuple[Any, ...], backend: str | None, args: tuple[Any, ...]) -> Run:
+def bind(op: Op, key: Key, backend: str | None, args: tuple[Any, ...]) -> Run:
     """Bind in the current dispatcher; what the front doors call on a miss."""
     return current().bind(op, key, backend, args)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import pkgutil
@@ -146,13 +147,18 @@ class Registry:
             if module.name.startswith("_"):
                 continue  # shared helpers of backends declare nothing
             name = f"{package}.{module.name}"
-            self._join(name, lambda name=name: importlib.import_module(name).IMPLEMENTATIONS)
+            self._join(name, functools.partial(_declared, name))
 
     def _join(self, source: str, provide: Callable[[], Iterable[Implementation]]) -> None:
         try:
             self.add(provide(), source)
         except Exception as error:  # one broken plug-in must not take the others down
             self._failures.append(PluginFailure(source, f"{type(error).__name__}: {error}"))
+
+
+def _declared(module: str) -> Iterable[Implementation]:
+    found: Iterable[Implementation] = importlib.import_module(module).IMPLEMENTATIONS
+    return found
 
 
 registry = Registry(("sgl_kernels.backends",), ENTRY_POINTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sgl_kernels.core.dispatch import bind, current
+from sgl_kernels.core.dispatch import Key, bind, current
 from sgl_kernels.core.torch_op import define
 from sgl_kernels.ops._key import grad, is_opaque, of
 from sgl_kernels.ops.activation.spec import GELU_MUL, GELU_TANH, SILU_MUL
@@ -12,37 +12,30 @@ from sgl_kernels.ops.activation.spec import GELU_MUL, GELU_TANH, SILU_MUL
 
 def _eager_silu_mul(x: Tensor, up: Tensor | None = None, backend: str | None = None) -> Tensor:
     try:
-        key = (SILU_MUL, backend, x.shape, x.dtype, x.device, of(up), grad(x, up))
-        run = current().bound.get(key)
-    except (AttributeError, TypeError):
-        key, run = (), None
-    if run is None:
-        run = bind(SILU_MUL, key, backend, (x, up))
-    return run(x, up)  # type: ignore[no-any-return]
+        key: Key = (SILU_MUL, backend, x.shape, x.dtype, x.device, of(up), grad(x, up))
+    except AttributeError:  # not a tensor: bind says which
+        key = None
+    return (current().bound.get(key) or bind(SILU_MUL, key, backend, (x, up)))(x, up)
 
 
 def _eager_gelu_tanh(x: Tensor, backend: str | None = None) -> Tensor:
     try:
-        key = (GELU_TANH, backend, x.shape, x.dtype, x.device, grad(x))
-        run = current().bound.get(key)
-    except (AttributeError, TypeError):
-        key, run = (), None
-    if run is None:
-        run = bind(GELU_TANH, key, backend, (x,))
-    return run(x)  # type: ignore[no-any-return]
+        key: Key = (GELU_TANH, backend, x.shape, x.dtype, x.device, grad(x))
+    except AttributeError:  # not a tensor: bind says which
+        key = None
+    return (current().bound.get(key) or bind(GELU_TANH, key, backend, (x,)))(x)
 
 
 def _eager_gelu_mul(
     x: Tensor, up: Tensor | None = None, approximate: str = "tanh", backend: str | None = None
 ) -> Tensor:
     try:
-        key = (GELU_MUL, backend, x.shape, x.dtype, x.device, of(up), approximate, grad(x, up))
-        run = current().bound.get(key)
-    except (AttributeError, TypeError):
-        key, run = (), None
-    if run is None:
-        run = bind(GELU_MUL, key, backend, (x, up, approximate))
-    return run(x, up, approximate)  # type: ignore[no-any-return]
+        key: Key = (GELU_MUL, backend, x.shape, x.dtype, x.device, of(up), approximate, grad(x, up))
+    except AttributeError:  # not a tensor: bind says which
+        key = None
+    return (current().bound.get(key) or bind(GELU_MUL, key, backend, (x, up, approximate)))(
+        x, up, approximate
+    )
 
 
 _silu_mul = define(SILU_MUL, _eager_silu_mul)
@@ -59,14 +52,14 @@ def silu_mul(x: Tensor, up: Tensor | None = None, *, backend: str | None = None)
     Raises UnsupportedError if `backend` cannot serve the call, ValueError for shapes that do not fit.
     """
     if is_opaque(x):
-        return _silu_mul(x, up, backend=backend)  # type: ignore[no-any-return]
+        return _silu_mul(x, up, backend=backend)
     return _eager_silu_mul(x, up, backend)
 
 
 def gelu_tanh(x: Tensor, *, backend: str | None = None) -> Tensor:
     """GELU by its tanh approximation, x (..., D) -> (..., D). Source: Hendrycks and Gimpel, arXiv 1606.08415."""
     if is_opaque(x):
-        return _gelu_tanh(x, backend=backend)  # type: ignore[no-any-return]
+        return _gelu_tanh(x, backend=backend)
     return _eager_gelu_tanh(x, backend)
 
 
@@ -75,5 +68,5 @@ def gelu_mul(
 ) -> Tensor:
     """GEGLU's gate: gelu(gate) * up, with x and up as in `silu_mul`; approximate "tanh" or "none" (erf)."""
     if is_opaque(x):
-        return _gelu_mul(x, up, approximate, backend=backend)  # type: ignore[no-any-return]
+        return _gelu_mul(x, up, approximate, backend=backend)
     return _eager_gelu_mul(x, up, approximate, backend)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
-from sgl_kernels.core.dispatch import bind, current
+from sgl_kernels.core.dispatch import Key, bind, current
 from sgl_kernels.core.torch_op import define
 from sgl_kernels.ops.attention.spec import ATTENTION, ATTENTION_LSE, ATTENTION_VARLEN
 
@@ -60,8 +60,9 @@ def _dense_eager(op: Any) -> Any:
         window_right: int = -1, softcap: float = 0.0, backend: str | None = None,
     ) -> Any:  # fmt: skip
         """What runs: in eager, and as the body of the torch op."""
+        args = (q, k, v, attn_mask, is_causal, causal_alignment, scale, window_left, window_right, softcap)
         try:
-            key = (
+            key: Key = (
                 op, backend, q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.get_device(),
                 v.get_device(),
                 None if attn_mask is None else (attn_mask.shape, attn_mask.dtype, attn_mask.get_device()),
@@ -72,13 +73,9 @@ def _dense_eager(op: Any) -> Any:
                 ),
                 _any_autocast(),
             )  # fmt: skip
-            run = current().bound.get(key)
-        except (AttributeError, TypeError):
-            key, run = (), None  # bind names the argument that is not a tensor, or not hashable
-        args = (q, k, v, attn_mask, is_causal, causal_alignment, scale, window_left, window_right, softcap)
-        if run is None:
-            run = bind(op, key, backend, args)
-        return run(*args)
+        except AttributeError:  # not a tensor: bind says which
+            key = None
+        return (current().bound.get(key) or bind(op, key, backend, args))(*args)
 
     return eager
 
@@ -119,24 +116,21 @@ def _eager_varlen(
     max_seqlen_k: int, is_causal: bool = False, scale: float | None = None, window_left: int = -1,
     window_right: int = -1, softcap: float = 0.0, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
+    args = (
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, is_causal, scale, window_left,
+        window_right, softcap,
+    )  # fmt: skip
     try:
-        key = (
+        key: Key = (
             ATTENTION_VARLEN, backend, q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device,
             k.get_device(), v.get_device(), cu_seqlens_q.shape, cu_seqlens_k.shape, cu_seqlens_q.dtype,
             cu_seqlens_k.dtype, cu_seqlens_q.get_device(), max_seqlen_q, max_seqlen_k, is_causal, scale is None,
             window_left, window_right, softcap,
             _grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad), _any_autocast(),
         )  # fmt: skip
-        run = current().bound.get(key)
-    except (AttributeError, TypeError):
-        key, run = (), None
-    args = (
-        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, is_causal, scale, window_left,
-        window_right, softcap,
-    )  # fmt: skip
-    if run is None:
-        run = bind(ATTENTION_VARLEN, key, backend, args)
-    return run(*args)
+    except AttributeError:  # not a tensor: bind says which
+        key = None
+    return (current().bound.get(key) or bind(ATTENTION_VARLEN, key, backend, args))(*args)
 
 
 _attention_varlen = define(ATTENTION_VARLEN, _eager_varlen)

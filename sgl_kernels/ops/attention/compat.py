@@ -39,12 +39,13 @@ def scaled_dot_product_attention(
             query[None], key[None], value[None], mask, 0.0, is_causal, scale, enable_gqa
         )
         return out[0]
-    if query.shape[1] != key.shape[1] and not enable_gqa:
-        if key.shape[1] != 1:  # torch broadcasts a single key head, and refuses any other difference
-            raise ValueError(
-                f"scaled_dot_product_attention: query has {query.shape[1]} heads and key {key.shape[1]}; "
-                "pass enable_gqa=True"
-            )
+    if (
+        query.shape[1] != key.shape[1] and not enable_gqa and key.shape[1] != 1
+    ):  # torch broadcasts one key head
+        raise ValueError(
+            f"scaled_dot_product_attention: query has {query.shape[1]} heads and key {key.shape[1]}; "
+            "pass enable_gqa=True"
+        )
     if query.shape[0] != key.shape[0]:
         return _torch_sdpa(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa=enable_gqa)
     out = attention(

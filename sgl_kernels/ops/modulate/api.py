@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sgl_kernels.core.dispatch import bind, current
+from sgl_kernels.core.dispatch import Key, bind, current
 from sgl_kernels.core.torch_op import define
 from sgl_kernels.ops._key import grad, is_opaque, of
 from sgl_kernels.ops.modulate.spec import GATE_RESIDUAL, SCALE_SHIFT
@@ -14,18 +14,24 @@ def _eager_scale_shift(
     x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, backend: str | None = None
 ) -> Tensor:
     try:
-        key = (SCALE_SHIFT, backend, x.shape, x.dtype, x.device, of(scale), of(shift), grad(x, scale, shift))
-        run = current().bound.get(key)
-    except (AttributeError, TypeError):
-        key, run = (), None
-    if run is None:
-        run = bind(SCALE_SHIFT, key, backend, (x, scale, shift))
-    return run(x, scale, shift)  # type: ignore[no-any-return]
+        key: Key = (
+            SCALE_SHIFT,
+            backend,
+            x.shape,
+            x.dtype,
+            x.device,
+            of(scale),
+            of(shift),
+            grad(x, scale, shift),
+        )
+    except AttributeError:  # not a tensor: bind says which
+        key = None
+    return (current().bound.get(key) or bind(SCALE_SHIFT, key, backend, (x, scale, shift)))(x, scale, shift)
 
 
 def _eager_gate(residual: Tensor, x: Tensor, gate: Tensor, backend: str | None = None) -> Tensor:
     try:
-        key = (
+        key: Key = (
             GATE_RESIDUAL,
             backend,
             x.shape,
@@ -35,12 +41,11 @@ def _eager_gate(residual: Tensor, x: Tensor, gate: Tensor, backend: str | None =
             of(gate),
             grad(residual, x, gate),
         )
-        run = current().bound.get(key)
-    except (AttributeError, TypeError):
-        key, run = (), None
-    if run is None:
-        run = bind(GATE_RESIDUAL, key, backend, (residual, x, gate))
-    return run(residual, x, gate)  # type: ignore[no-any-return]
+    except AttributeError:  # not a tensor: bind says which
+        key = None
+    return (current().bound.get(key) or bind(GATE_RESIDUAL, key, backend, (residual, x, gate)))(
+        residual, x, gate
+    )
 
 
 _scale_shift = define(SCALE_SHIFT, _eager_scale_shift)
@@ -58,7 +63,7 @@ def scale_shift(
     Raises UnsupportedError if `backend` cannot serve the call, ValueError for shapes that do not fit.
     """
     if is_opaque(x):
-        return _scale_shift(x, scale, shift, backend=backend)  # type: ignore[no-any-return]
+        return _scale_shift(x, scale, shift, backend=backend)
     return _eager_scale_shift(x, scale, shift, backend)
 
 
@@ -68,5 +73,5 @@ def gate_residual(residual: Tensor, x: Tensor, gate: Tensor, *, backend: str | N
     residual and x (..., D) of one shape and dtype; gate takes the shapes of `scale_shift`'s parameters.
     """
     if is_opaque(x):
-        return _gate_residual(residual, x, gate, backend=backend)  # type: ignore[no-any-return]
+        return _gate_residual(residual, x, gate, backend=backend)
     return _eager_gate(residual, x, gate, backend)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sgl_kernels.core.dispatch import bind, current
+from sgl_kernels.core.dispatch import Key, bind, current
 from sgl_kernels.core.torch_op import define
 from sgl_kernels.ops._key import grad, is_opaque, of
 from sgl_kernels.ops.norm.spec import (
@@ -24,13 +24,22 @@ def _eager_rms(
     backend: str | None = None,
 ) -> Tensor:
     try:
-        key = (RMS_NORM, backend, x.shape, x.dtype, x.device, of(weight), eps, weight_offset, grad(x, weight))
-        run = current().bound.get(key)
-    except (AttributeError, TypeError):
-        key, run = (), None
-    if run is None:
-        run = bind(RMS_NORM, key, backend, (x, weight, eps, weight_offset))
-    return run(x, weight, eps, weight_offset)  # type: ignore[no-any-return]
+        key: Key = (
+            RMS_NORM,
+            backend,
+            x.shape,
+            x.dtype,
+            x.device,
+            of(weight),
+            eps,
+            weight_offset,
+            grad(x, weight),
+        )
+    except AttributeError:  # not a tensor: bind says which
+        key = None
+    return (current().bound.get(key) or bind(RMS_NORM, key, backend, (x, weight, eps, weight_offset)))(
+        x, weight, eps, weight_offset
+    )
 
 
 def _eager_layer(
@@ -41,7 +50,7 @@ def _eager_layer(
     backend: str | None = None,
 ) -> Tensor:
     try:
-        key = (
+        key: Key = (
             LAYER_NORM,
             backend,
             x.shape,
@@ -52,12 +61,11 @@ def _eager_layer(
             eps,
             grad(x, weight, bias),
         )
-        run = current().bound.get(key)
-    except (AttributeError, TypeError):
-        key, run = (), None
-    if run is None:
-        run = bind(LAYER_NORM, key, backend, (x, weight, bias, eps))
-    return run(x, weight, bias, eps)  # type: ignore[no-any-return]
+    except AttributeError:  # not a tensor: bind says which
+        key = None
+    return (current().bound.get(key) or bind(LAYER_NORM, key, backend, (x, weight, bias, eps)))(
+        x, weight, bias, eps
+    )
 
 
 def _eager_group(
@@ -66,16 +74,13 @@ def _eager_group(
 ) -> Tensor:  # fmt: skip
     args = (x, num_groups, weight, bias, eps, activation)
     try:
-        key = (
+        key: Key = (
             GROUP_NORM, backend, x.shape, x.stride(), x.dtype, x.device, of(weight), of(bias), num_groups, eps,
             activation, grad(x, weight, bias),
         )  # fmt: skip
-        run = current().bound.get(key)
-    except (AttributeError, TypeError):
-        key, run = (), None
-    if run is None:
-        run = bind(GROUP_NORM, key, backend, args)
-    return run(*args)  # type: ignore[no-any-return]
+    except AttributeError:  # not a tensor: bind says which
+        key = None
+    return (current().bound.get(key) or bind(GROUP_NORM, key, backend, args))(*args)
 
 
 def _eager_adaln(
@@ -84,16 +89,13 @@ def _eager_adaln(
 ) -> Tensor:  # fmt: skip
     args = (x, scale, shift, weight, bias, eps, norm)
     try:
-        key = (
+        key: Key = (
             NORM_SCALE_SHIFT, backend, x.shape, x.dtype, x.device, of(scale), of(shift), of(weight), of(bias), eps,
             norm, grad(x, scale, shift, weight, bias),
         )  # fmt: skip
-        run = current().bound.get(key)
-    except (AttributeError, TypeError):
-        key, run = (), None
-    if run is None:
-        run = bind(NORM_SCALE_SHIFT, key, backend, args)
-    return run(*args)  # type: ignore[no-any-return]
+    except AttributeError:  # not a tensor: bind says which
+        key = None
+    return (current().bound.get(key) or bind(NORM_SCALE_SHIFT, key, backend, args))(*args)
 
 
 def _eager_residual(
@@ -103,16 +105,13 @@ def _eager_residual(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     args = (residual, x, gate, scale, shift, weight, bias, eps, norm)
     try:
-        key = (
+        key: Key = (
             RESIDUAL_GATE_NORM_SCALE_SHIFT, backend, x.shape, x.dtype, x.device, of(residual), of(gate), of(scale),
             of(shift), of(weight), of(bias), eps, norm, grad(residual, x, gate, scale, shift, weight, bias),
         )  # fmt: skip
-        run = current().bound.get(key)
-    except (AttributeError, TypeError):
-        key, run = (), None
-    if run is None:
-        run = bind(RESIDUAL_GATE_NORM_SCALE_SHIFT, key, backend, args)
-    return run(*args)  # type: ignore[no-any-return]
+    except AttributeError:  # not a tensor: bind says which
+        key = None
+    return (current().bound.get(key) or bind(RESIDUAL_GATE_NORM_SCALE_SHIFT, key, backend, args))(*args)
 
 
 _rms_norm = define(RMS_NORM, _eager_rms)
@@ -138,7 +137,7 @@ def rms_norm(
     Raises UnsupportedError if `backend` cannot serve the call, ValueError for shapes that do not fit.
     """
     if is_opaque(x):
-        return _rms_norm(x, weight, eps, weight_offset, backend=backend)  # type: ignore[no-any-return]
+        return _rms_norm(x, weight, eps, weight_offset, backend=backend)
     return _eager_rms(x, weight, eps, weight_offset, backend)
 
 
@@ -156,7 +155,7 @@ def layer_norm(
     float32 with the variance taken around the mean, so large means lose nothing.
     """
     if is_opaque(x):
-        return _layer_norm(x, weight, bias, eps, backend=backend)  # type: ignore[no-any-return]
+        return _layer_norm(x, weight, bias, eps, backend=backend)
     return _eager_layer(x, weight, bias, eps, backend)
 
 
@@ -175,7 +174,7 @@ def group_norm(
     weight and bias (C,) of any float dtype or None. The result has x's shape, dtype and memory format.
     """
     if is_opaque(x):
-        return _group_norm(x, num_groups, weight, bias, eps, activation, backend=backend)  # type: ignore[no-any-return]
+        return _group_norm(x, num_groups, weight, bias, eps, activation, backend=backend)
     return _eager_group(x, num_groups, weight, bias, eps, activation, backend)
 
 
@@ -197,7 +196,7 @@ def norm_scale_shift(
     norm's own. norm: "layer" or "rms". Source: Peebles and Xie, arXiv 2212.09748.
     """
     if is_opaque(x):
-        return _norm_scale_shift(x, scale, shift, weight, bias, eps, norm, backend=backend)  # type: ignore[no-any-return]
+        return _norm_scale_shift(x, scale, shift, weight, bias, eps, norm, backend=backend)
     return _eager_adaln(x, scale, shift, weight, bias, eps, norm, backend)
 
 
@@ -221,5 +220,5 @@ def residual_gate_norm_scale_shift(
     """
     args = (residual, x, gate, scale, shift, weight, bias, eps, norm)
     if is_opaque(x):
-        return _residual(*args, backend=backend)  # type: ignore[no-any-return]
+        return _residual(*args, backend=backend)
     return _eager_residual(*args, backend)

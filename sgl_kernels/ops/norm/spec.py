@@ -226,7 +226,7 @@ def _define(
             cost=cost,
             family="norm",
             doc=doc,
-        )  # fmt: skip
+        )
     )
 
 

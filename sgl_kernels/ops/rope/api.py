@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sgl_kernels.core.dispatch import bind, current
+from sgl_kernels.core.dispatch import Key, bind, current
 from sgl_kernels.core.torch_op import define
 from sgl_kernels.ops._key import grad, is_opaque, of
 from sgl_kernels.ops.rope.spec import APPLY_ROPE, QK_NORM_ROPE
@@ -14,7 +14,7 @@ def _eager_rope(
     x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False, backend: str | None = None
 ) -> Tensor:
     try:
-        key = (
+        key: Key = (
             APPLY_ROPE,
             backend,
             x.shape,
@@ -25,12 +25,11 @@ def _eager_rope(
             interleaved,
             grad(x, cos, sin),
         )
-        run = current().bound.get(key)
-    except (AttributeError, TypeError):
-        key, run = (), None
-    if run is None:
-        run = bind(APPLY_ROPE, key, backend, (x, cos, sin, interleaved))
-    return run(x, cos, sin, interleaved)  # type: ignore[no-any-return]
+    except AttributeError:  # not a tensor: bind says which
+        key = None
+    return (current().bound.get(key) or bind(APPLY_ROPE, key, backend, (x, cos, sin, interleaved)))(
+        x, cos, sin, interleaved
+    )
 
 
 def _eager_qk(
@@ -39,16 +38,13 @@ def _eager_qk(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     args = (q, k, q_weight, k_weight, cos, sin, eps, interleaved)
     try:
-        key = (
+        key: Key = (
             QK_NORM_ROPE, backend, q.shape, q.dtype, q.device, of(k), of(q_weight), of(k_weight), of(cos), of(sin),
             eps, interleaved, grad(q, k, q_weight, k_weight, cos, sin),
         )  # fmt: skip
-        run = current().bound.get(key)
-    except (AttributeError, TypeError):
-        key, run = (), None
-    if run is None:
-        run = bind(QK_NORM_ROPE, key, backend, args)
-    return run(*args)  # type: ignore[no-any-return]
+    except AttributeError:  # not a tensor: bind says which
+        key = None
+    return (current().bound.get(key) or bind(QK_NORM_ROPE, key, backend, args))(*args)
 
 
 _apply_rope = define(APPLY_ROPE, _eager_rope)
@@ -67,7 +63,7 @@ def apply_rope(
     Raises UnsupportedError if `backend` cannot serve the call, ValueError for shapes that do not fit.
     """
     if is_opaque(x):
-        return _apply_rope(x, cos, sin, interleaved, backend=backend)  # type: ignore[no-any-return]
+        return _apply_rope(x, cos, sin, interleaved, backend=backend)
     return _eager_rope(x, cos, sin, interleaved, backend)
 
 
@@ -90,5 +86,5 @@ def qk_norm_rope(
     """
     args = (q, k, q_weight, k_weight, cos, sin, eps, interleaved)
     if is_opaque(q):
-        return _qk_norm_rope(*args, backend=backend)  # type: ignore[no-any-return]
+        return _qk_norm_rope(*args, backend=backend)
     return _eager_qk(*args, backend)

@@ -1,0 +1,45 @@
+# Every target does its own set-up: a virtual environment, the pinned torch, this package with its extension.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE := 1
+export TRANSFORMERS_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv test lint format demo bench docs clean
+
+help:  ## show this list
+	@grep -hE '^[a-zA-Z0-9_-]+:.*?## ' $(MAKEFILE_LIST) | sed -E 's/^([a-zA-Z0-9_-]+):.*## /  \1\t/' | expand -t 22
+
+# Torch first and pinned: a build isolated from it, or plain `torch`, downloads gigabytes for CUDA.
+$(VENV)/.ready: requirements/base.txt requirements/test.txt pyproject.toml setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/base.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/test.txt
+	touch $@
+
+SOURCES := $(wildcard csrc/cpu/*)
+$(VENV)/.installed: $(VENV)/.ready $(SOURCES)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	touch $@
+
+venv: $(VENV)/.installed  ## the environment: pinned torch, the test tools, this package and its C++ extension
+
+test: venv  ## the whole test suite (what CI runs)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: venv  ## ruff (format and lint), mypy strict, generated docs up to date
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/sgl-kernels docs --check
+
+format: venv  ## rewrite the sources the way lint wants them
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove everything that was built
+	rm -rf $(VENV) build out dist *.egg-info sgl_kernels/*.so
+
+include $(wildcard make/*.mk)
