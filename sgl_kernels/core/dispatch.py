@@ -15,7 +15,7 @@ from .errors import UnsupportedError
 from .implementation import Implementation
 from .names import resolve_names
 from .op import Case, Op
-from .packages import installed_version
+from .packages import VersionOf, installed_version
 from .registry import Registry, registry
 from .select import select
 from .settings import OpPolicy, Scope, Settings, attention_shape_class, load_settings
@@ -107,7 +107,14 @@ class Dispatcher:
         shape = attention_shape_class(facts.sq, facts.sk) if hasattr(facts, "sk") else ""
         return self.settings.policy(op.name, self.scope, shape)
 
-    def decide(self, op: Op, backend: str | None, facts: Any, device: Device) -> Selection:
+    def decide(
+        self,
+        op: Op,
+        backend: str | None,
+        facts: Any,
+        device: Device,
+        version_of: VersionOf = installed_version,
+    ) -> Selection:
         """The decision for a call; nothing is loaded."""
         implementations = self.registry.implementations(op.name)
         named = resolve_names(backend, self.registry.backends()) if backend is not None else ()
@@ -115,7 +122,7 @@ class Dispatcher:
             op.name,
             facts,
             device,
-            installed_version,
+            version_of,
             self.policy(op, facts),
             implementations,
             named=named,
@@ -229,12 +236,17 @@ def activate(dispatcher: Dispatcher) -> Iterator[Dispatcher]:
 
 
 def explain(
-    op: str, *args: Any, device: str | Device | None = None, backend: str | None = None, **kwargs: Any
+    op: str,
+    *args: Any,
+    device: str | Device | None = None,
+    backend: str | None = None,
+    version_of: VersionOf = installed_version,
+    **kwargs: Any,
 ) -> Selection:
     """The decision for a call, with a reason for every candidate. Runs nothing and loads nothing.
 
     `args` and `kwargs` are the op's. `device` asks about another machine ("rocm:gfx942"); its packages are
-    taken from this one. Meta tensors do, so no memory is needed.
+    taken from this one, or from `version_of`. Meta tensors do, so no memory is needed.
     """
     from .device import parse_device
 
@@ -245,7 +257,8 @@ def explain(
         values = compose.cast_arguments(definition, values, cast)
     definition.check(*values)
     where = parse_device(device) if isinstance(device, str) else device
-    return current().decide(definition, backend, definition.facts(*values), where or probe(values[0].device))
+    facts = definition.facts(*values)
+    return current().decide(definition, backend, facts, where or probe(values[0].device), version_of)
 
 
 def warmup(
