@@ -119,3 +119,24 @@ def _describe(row: Variable, settings: Settings, environ: Mapping[str, str]) -> 
 def default_text(row: Variable) -> str:
     """The default as the listing prints it."""
     return row.default_text or show(row, row.default) or "not set"
+
+
+def markdown() -> str:
+    """The table of variables for docs/settings.md, one part for each section of the user's page."""
+    lines: list[str] = []
+    for section in dict.fromkeys(row.section for row in TABLE):
+        lines += [
+            f"### {section}",
+            "",
+            "| Variable | Key in a file | Default | Accepted | Meaning | Status |",
+        ]
+        lines.append("|---|---|---|---|---|---|")
+        for row in TABLE:
+            if row.section == section:
+                name = f"`{row.name}`" if row.name else "(files only)"
+                key = f"`{row.key}`" if row.in_file else "not in files"
+                status = "active" if row.implemented else "not yet"
+                default = default_text(row).replace("|", "\\|")
+                lines.append(f"| {name} | {key} | {default} | {row.accepted} | {row.meaning} | {status} |")
+        lines.append("")
+    return "\n".join(lines)

@@ -82,10 +82,15 @@ def coerce(row: Variable, value: object, subject: str, known: KnownNames = ()) -
             return _backends(value, known)
         return _READERS[row.kind](row, value.strip() if isinstance(value, str) else value)
     except _UnacceptableError as error:
-        shown = "hidden" if row.kind == "secret" else repr(value)
+        shown = "hidden" if row.kind == "secret" else _brief(value)
         raise ConfigError(f"{subject} is {shown}; expected {row.accepted}{error.near}") from None
     except ConfigError as error:  # from resolve_names: it has named the value and the nearest match
-        raise ConfigError(f"{subject} is {value!r}: {error}") from None
+        raise ConfigError(f"{subject} is {_brief(value)}: {error}") from None
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 160 else f"{text[:150]}... ({len(text)} characters)"
 
 
 def _backends(value: object, known: KnownNames) -> tuple[str, ...]:
