@@ -1,4 +1,4 @@
-"""Builds the optional C++ extension sgl_kernels._cpu: torch's stable ABI, one object per source and instruction set."""
+"""Builds the optional C++ extension sgl_kernels._cpu on torch's stable ABI."""
 
 from __future__ import annotations
 
@@ -25,8 +25,12 @@ COMMON_FLAGS = [
     "-std=c++20",
     "-fPIC",
     "-fvisibility=hidden",
+    "-fno-math-errno",
     "-Wall",
     "-Wno-unknown-pragmas",
+    # False alarms inside gcc's own AVX-512 headers.
+    "-Wno-uninitialized",
+    "-Wno-maybe-uninitialized",
     "-DTORCH_TARGET_VERSION=0x020a000000000000",
 ]
 OPTIMISE = ["-O3"]
@@ -40,16 +44,17 @@ SANITIZE = [
 
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-AVX512BF16 = [*AVX512, "-mavx512bf16", "-mavx512vnni"]
+AVX512VNNI = [*AVX512, "-mavx512vnni"]
+AVX512BF16 = [*AVX512VNNI, "-mavx512bf16"]
 # The end of a file's name says which instructions its object may contain; every other file is baseline.
 ISA_FLAGS = {
-    "x86_64": {"_avx2": AVX2, "_avx512": AVX512, "_avx512bf16": AVX512BF16},
+    "x86_64": {"_avx2": AVX2, "_avx512": AVX512, "_avx512vnni": AVX512VNNI, "_avx512bf16": AVX512BF16},
     "aarch64": {"_neon": []},
 }
-ISA_SUFFIX = re.compile(r"_(avx2|avx512|avx512bf16|neon)$")
+ISA_SUFFIX = re.compile(r"_(avx2|avx512|avx512vnni|avx512bf16|neon)$")
 
 
-class BuildFailed(Exception):
+class BuildError(Exception):
     """The extension cannot be built here; the message says why."""
 
 
@@ -69,7 +74,7 @@ def torch_root() -> Path:
     """Where torch is installed, without importing it (an import costs seconds)."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
-        raise BuildFailed(
+        raise BuildError(
             "torch is not importable here: install torch first and build with --no-build-isolation"
         )
     return Path(spec.origin).parent
@@ -80,9 +85,9 @@ def run(command: list[str]) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError as error:
-        raise BuildFailed(f"no C++ compiler: {command[0]!r} was not found (set CXX)") from error
+        raise BuildError(f"no C++ compiler: {command[0]!r} was not found (set CXX)") from error
     if done.returncode:
-        raise BuildFailed(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
+        raise BuildError(f"{shlex.join(command)}\n{done.stdout}{done.stderr}")
     if done.stderr.strip():
         print(done.stderr, file=sys.stderr)
 
@@ -138,7 +143,7 @@ def build(library: Path, objects: Path, sanitize: bool) -> None:
 
 
 class OptionalBuild(build_ext):
-    """build_ext whose failure leaves an installable package, unless SGL_KERNELS_REQUIRE_EXTENSION=1 asks for more."""
+    """A failed build leaves an installable package, unless SGL_KERNELS_REQUIRE_EXTENSION=1 says otherwise."""
 
     def build_extension(self, ext: Extension) -> None:
         library = Path(self.get_ext_fullpath(ext.name))
@@ -147,7 +152,7 @@ class OptionalBuild(build_ext):
             library = ROOT / "build" / "sanitize" / "_cpu_sanitize.so"
         try:
             build(library, Path(self.build_temp).resolve() / ("sanitize" if sanitize else "cpu"), sanitize)
-        except (BuildFailed, OSError) as error:
+        except (BuildError, OSError) as error:
             library.unlink(missing_ok=True)  # or an older build would be installed as if it were this one
             if os.environ.get("SGL_KERNELS_REQUIRE_EXTENSION") == "1":
                 raise SystemExit(f"sgl_kernels._cpu was not built: {error}") from error
