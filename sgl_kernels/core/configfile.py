@@ -43,7 +43,9 @@ def find_file(path: str, config_root: str) -> str:
             if candidate.is_file() or (candidate == base and base.suffix in SUFFIXES and base.exists()):
                 return str(candidate)
     presets = sorted(p.name for p in shipped_configs().glob("*.yaml"))
-    looked = path if os.path.isabs(path) else ", ".join(str(place.resolve()) for place in places)
+    if os.path.isabs(path):
+        raise ConfigError(f"SGLANG_DIFFUSION_ATTENTION_CONFIG is {path!r}, and there is no such file")
+    looked = ", ".join(str(place.resolve()) for place in places)
     near = did_you_mean(os.path.basename(path), presets)
     raise ConfigError(
         f"SGLANG_DIFFUSION_ATTENTION_CONFIG is {path!r}, and there is no such file; looked in: {looked}{near}"

@@ -33,8 +33,9 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Lines]:
     """
     import yaml
 
-    loader = yaml.SafeLoader(text)
+    loader: Any = None
     try:
+        loader = yaml.SafeLoader(text)
         node = loader.get_single_node()
         lines = Lines()
         if node is None:
@@ -53,7 +54,8 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Lines]:
     except RecursionError:
         raise ConfigError(f"{name}: nested too deeply to be read") from None
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
 
 
 def parse_json(text: str, name: str) -> tuple[Any, Lines]:
@@ -71,9 +73,11 @@ def parse_json(text: str, name: str) -> tuple[Any, Lines]:
         raise ConfigError(f"{name}: not valid JSON: {error}") from None
     except RecursionError:
         raise ConfigError(f"{name}: nested too deeply to be read") from None
-    # Valid JSON is YAML but for tabs between tokens (inside strings JSON forbids them), so YAML's marks
-    # serve for both, and so do the checks on keys.
-    _, lines = parse_yaml(text.replace("\t", " "), name)
+    # Valid JSON is YAML, but for tabs between tokens (JSON forbids them inside strings) and characters that
+    # YAML does not print. With blanks for those, YAML's marks serve for both, and so do the checks on keys.
+    import yaml
+
+    _, lines = parse_yaml(yaml.SafeLoader.NON_PRINTABLE.sub(" ", text.replace("\t", " ")), name)
     return data, lines
 
 
