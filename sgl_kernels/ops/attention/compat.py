@@ -32,7 +32,9 @@ def scaled_dot_product_attention(
         query.ndim == key.ndim == value.ndim and query.ndim in (3, 4) and query.dtype in validate.SUPPORTED
     )
     if dropout_p > 0.0 or grad or not plain or (attn_mask is not None and attn_mask.requires_grad):
-        return _torch_sdpa(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa=enable_gqa)
+        return _torch_sdpa(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     if query.ndim == 3:
         mask = attn_mask[None] if attn_mask is not None and attn_mask.ndim == 3 else attn_mask
         out = scaled_dot_product_attention(
@@ -47,7 +49,9 @@ def scaled_dot_product_attention(
             "pass enable_gqa=True"
         )
     if query.shape[0] != key.shape[0]:
-        return _torch_sdpa(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa=enable_gqa)
+        return _torch_sdpa(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     out = attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
