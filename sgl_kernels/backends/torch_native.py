@@ -14,9 +14,9 @@ from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.ops.attention import reference
 
 _sdpa = F.scaled_dot_product_attention  # kept: integrations may replace the name in torch
-SCORE_BUDGET_BYTES = 256 << 20
-"""The math path may hold this much of fp32 scores at once; more is computed in query chunks. 256 MiB is
-B=1, H=16, 2048 x 2048, and larger chunks were no faster on a 2-core CPU."""
+SCORE_BUDGET_BYTES = 128 << 20
+"""The math path may hold this much of fp32 scores at once; more is computed in query chunks. Four such buffers
+live at the peak: 8 heads of 6144 x 6144, 1.1 GiB of scores, grow the process by about 0.5 GiB."""
 MPS_LIMIT = 2**31
 """A score matrix of this many elements is silently wrong on MPS (ComfyUI issue 14837)."""
 FUSED_CPU = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -51,11 +51,16 @@ def _attention(
         keep = reference.visible(sq, sk, is_causal, causal_alignment, window_left, window_right, q.device)
         mask = keep if mask is None else _both(mask, keep)
         plain_causal = False
+    if scale is not None and scale <= 0:  # torch scales after masking: -inf * 0 is NaN, -inf * -1 is inf
+        q, scale = (-q, -scale) if scale < 0 else (torch.zeros_like(q), None)
     out = _sdpa(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), _shaped(mask, q),
         is_causal=plain_causal, scale=scale, enable_gqa=heads != k.shape[2],
     )  # fmt: skip
-    return out.transpose(1, 2)
+    out = out.transpose(1, 2)
+    if q.device.type == "cpu":  # torch's CPU kernel takes a NaN query for a row without keys and answers 0
+        out = torch.where(q.isnan().any(-1, keepdim=True), float("nan"), out)
+    return out
 
 
 def _nothing(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -27,4 +27,4 @@ def grad(*tensors: Tensor | None) -> bool:
 
 def is_opaque(t: Any) -> bool:
     """Whether a call must go through the torch op: under the compiler, and for tensor subclasses."""
-    return is_compiling() or type(t) not in _PLAIN
+    return is_compiling() or (type(t) not in _PLAIN and isinstance(t, Tensor))

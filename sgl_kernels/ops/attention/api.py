@@ -10,6 +10,7 @@ from torch.compiler import is_compiling
 
 from sgl_kernels.core.dispatch import Key, bind, current
 from sgl_kernels.core.torch_op import define
+from sgl_kernels.ops._key import is_opaque
 from sgl_kernels.ops.attention.spec import ATTENTION, ATTENTION_LSE, ATTENTION_VARLEN
 
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -46,7 +47,7 @@ def attention(
     table. Raises ValueError or TypeError for arguments that do not fit each other.
     """
     left, right = (-1, -1) if window_size is None else window_size
-    if is_compiling() or type(q) is not Tensor:
+    if is_compiling() or (type(q) is not Tensor and is_opaque(q)):
         return _attention(
             q, k, v, attn_mask, is_causal, causal_alignment, scale, left, right, softcap, backend=backend
         )
@@ -106,7 +107,7 @@ def attention_lse(
     """
     left, right = (-1, -1) if window_size is None else window_size
     args = (q, k, v, attn_mask, is_causal, causal_alignment, scale, left, right, softcap)
-    if is_compiling() or type(q) is not Tensor:
+    if is_compiling() or (type(q) is not Tensor and is_opaque(q)):
         return _attention_lse(*args, backend=backend)
     return _eager_lse(*args, backend)
 
@@ -162,6 +163,6 @@ def attention_varlen(
     args = (
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, is_causal, scale, left, right, softcap
     )  # fmt: skip
-    if is_compiling() or type(q) is not Tensor:
+    if is_compiling() or (type(q) is not Tensor and is_opaque(q)):
         return _attention_varlen(*args, backend=backend)
     return _eager_varlen(*args, backend)
