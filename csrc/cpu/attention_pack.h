@@ -1,0 +1,216 @@
+// Copies between tensors and the layouts that the tiles read: Q transposed per panel, K rows as 32-bit elements,
+// V in groups of channels, masks transposed to [key][query lane], and O^T back to rows. Each costs O(rows * D) beside
+// the product's O(rows * keys * D).
+#pragma once
+
+#include "attention_tile.h"
+
+namespace sgl_kernels::attention {
+namespace {
+
+static inline int32_t round_up(int32_t x, int32_t to) { return (x + to - 1) / to * to; }
+static inline int32_t min_int(int32_t a, int32_t b) { return a < b ? a : b; }
+static inline int32_t max_int(int32_t a, int32_t b) { return a > b ? a : b; }
+
+// Walks the query rows of a task: row = group_head * sq + query.
+struct RowWalk {
+  int32_t group_head, query, sq;
+  RowWalk(int32_t row, int32_t length) : group_head(row / length), query(row % length), sq(length) {}
+  void next() {
+    if (++query == sq) {
+      query = 0;
+      ++group_head;
+    }
+  }
+};
+
+// kLanes 32-bit elements of a row from element `e` on: floats, or for a bf16 dot the raw channel pairs.
+template <class Dot, Type kType>
+SGL_INLINE F load_elements(const char* row, int e, int channels) {
+  const int n = channels - e * Dot::kUnit;
+  if constexpr (Dot::kUnit == 1) {
+    const char* p = row + static_cast<size_t>(e) * type_size(kType);
+    return n >= kLanes ? load_as_float<kType>(p) : load_as_float<kType>(p, n);
+  } else {
+    static_assert(kType == Type::bf16);
+    const char* p = row + static_cast<size_t>(e) * 4;
+    return n >= 2 * kLanes ? load<F>(p) : Dot::load_pairs(p, n);
+  }
+}
+
+// Q^T: [element][vector][lane]. `flip` holds sign bits to toggle where the scale is negative.
+template <class Dot, Type kType>
+void pack_queries(const Problem& p, const char* heads, RowWalk walk, const Panel& panel, int elements, uint32_t flip,
+                  float* to) {
+  const int nv = panel.vectors;
+  const U toggle = U{} + flip;
+  for (int j = 0; j < nv; ++j) {
+    const char* row[kLanes];
+    const int rows = min_int(kLanes, panel.rows - j * kLanes);
+    for (int i = 0; i < rows; ++i, walk.next()) row[i] = heads + walk.group_head * p.q.head + walk.query * p.q.seq;
+    for (int e = 0; e < elements; e += kLanes) {
+      F block[kLanes];
+      SGL_UNROLL for (int i = 0; i < kLanes; ++i) {
+        block[i] = i < rows ? load_elements<Dot, kType>(row[i], e, p.d) : F{};
+        block[i] = as_float(reinterpret_cast<U>(block[i]) ^ toggle);
+      }
+      transpose(block);
+      const int n = min_int(kLanes, elements - e);
+      for (int i = 0; i < n; ++i) store(to + (static_cast<size_t>(e + i) * nv + j) * kLanes, block[i]);
+    }
+  }
+}
+
+// K: [key][element], zeros up to the next multiple of kKeyAlign keys.
+template <class Dot, Type kType>
+void pack_keys(const char* from, int64_t stride, int keys, int channels, int elements, float* to) {
+  const int whole = channels / (kLanes * Dot::kUnit) * kLanes;
+  for (int r = 0; r < keys; ++r, from += stride, to += elements) {
+    int e = 0;
+    for (; e < whole; e += kLanes) store(to + e, load_elements<Dot, kType>(from, e, channels));
+    if (e < elements) {
+      const F last = load_elements<Dot, kType>(from, e, channels);
+      __builtin_memcpy(to + e, &last, static_cast<size_t>(elements - e) * 4);
+    }
+  }
+  __builtin_memset(to, 0, static_cast<size_t>(round_up(keys, kKeyAlign) - keys) * elements * 4);
+}
+
+// V: [channel group][unit of keys][channel in group]; a group takes block_units * group elements.
+// line: room for one row, `channels` rounded up to a vector.
+template <class Dot, Type kType>
+void pack_values(const char* from, int64_t stride, int keys, int dv, int channels, size_t block_units, float* line,
+                 float* to) {
+  const int units = (keys + Dot::kUnit - 1) / Dot::kUnit;
+  for (int u = 0; u < units; ++u) {
+    const char* row = from + static_cast<int64_t>(u) * Dot::kUnit * stride;
+    for (int c = 0; c < channels; c += kLanes) {
+      if constexpr (Dot::kUnit == 1) {
+        store(line + c, load_elements<Dot, kType>(row, c, dv));
+      } else {
+        const char* second = u * 2 + 1 < keys ? row + stride : nullptr;
+        store(line + c, Dot::interleave(row, second, c, dv));
+      }
+    }
+    int c = 0;
+    for (; channels - c >= 12; c += kChannelRows) {  // sizes known to the compiler: a 24-byte copy is two moves
+      __builtin_memcpy(to + c * block_units + static_cast<size_t>(u) * kChannelRows, line + c, kChannelRows * 4);
+    }
+    while (c < channels) {
+      const int group = channel_group(channels - c);
+      float* slot = to + c * block_units + static_cast<size_t>(u) * group;
+      if (group == 6) __builtin_memcpy(slot, line + c, 24);
+      if (group == 4) __builtin_memcpy(slot, line + c, 16);
+      if (group == 2) __builtin_memcpy(slot, line + c, 8);
+      c += group;
+    }
+  }
+}
+
+// One element of a mask as a bias in the log2 domain; a hidden key is -inf.
+static inline float mask_bias(const char* p, Type type) {
+  if (type == Type::boolean) return *p != 0 ? 0.0f : kMinusInf;
+  F x;
+  switch (type) {
+    case Type::bf16: x = load_as_float<Type::bf16>(p, 1); break;
+    case Type::f16: x = load_as_float<Type::f16>(p, 1); break;
+    default: x = load_as_float<Type::f32>(p, 1);
+  }
+  return x[0] * kLog2e;
+}
+
+SGL_INLINE F mask_vector(const char* p, Type type) {  // kLanes contiguous elements
+  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
+  switch (type) {
+    case Type::boolean: {
+      const I shown = __builtin_convertvector(load<Bytes>(p), I);
+      return shown != 0 ? F{} : splat(kMinusInf);
+    }
+    case Type::bf16: return load_as_float<Type::bf16>(p) * kLog2e;
+    case Type::f16: return load_as_float<Type::f16>(p) * kLog2e;
+    default: return load_as_float<Type::f32>(p) * kLog2e;
+  }
+}
+
+enum class MaskBlock { hidden, plain, mixed };  // every key hidden; no key touched; neither
+
+// Bias of one query row over keys key0 .. key0+keys (also what decode uses).
+static inline void mask_row(const MaskView& mask, const char* row, int key0, int keys, float* to) {
+  const char* p = row + key0 * mask.key;
+  int k = 0;
+  if (mask.key == type_size(mask.type)) {
+    for (; k + kLanes <= keys; k += kLanes) store(to + k, mask_vector(p + k * mask.key, mask.type));
+  }
+  for (; k < keys; ++k) to[k] = mask_bias(p + k * mask.key, mask.type);
+}
+
+// The panel's part of a mask as [key][vector][lane]. `heads`: the mask of the key head's first query head.
+static inline MaskBlock pack_mask(const MaskView& mask, const char* heads, RowWalk walk, const Panel& panel, int key0,
+                                  int keys, float* to) {
+  const int nv = panel.vectors;
+  const bool contiguous = mask.key == type_size(mask.type);
+  I shown{}, touched{};
+  for (int j = 0; j < nv; ++j) {
+    const char* row[kLanes] = {};
+    const int rows = min_int(kLanes, panel.rows - j * kLanes);
+    for (int i = 0; i < rows; ++i, walk.next()) {
+      row[i] = heads + walk.group_head * mask.head + walk.query * mask.query + key0 * mask.key;
+    }
+    for (int i = 1; i < kLanes; ++i) row[i] = i < rows ? row[i] : row[0];  // unused lanes repeat a row
+    for (int k = 0; k < keys; k += kLanes) {
+      F block[kLanes];
+      const int n = min_int(kLanes, keys - k);
+      if (contiguous && n == kLanes) {
+        SGL_UNROLL for (int i = 0; i < kLanes; ++i) block[i] = mask_vector(row[i] + k * mask.key, mask.type);
+      } else {
+        for (int i = 0; i < kLanes; ++i) {
+          block[i] = F{};
+          for (int l = 0; l < n; ++l) block[i][l] = mask_bias(row[i] + (k + l) * mask.key, mask.type);
+        }
+      }
+      transpose(block);
+      for (int i = 0; i < n; ++i) {
+        shown |= block[i] != splat(kMinusInf);
+        touched |= block[i] != F{};
+        store(to + (static_cast<size_t>(k + i) * nv + j) * kLanes, block[i]);
+      }
+    }
+  }
+  return !any(shown) ? MaskBlock::hidden : any(touched) ? MaskBlock::mixed : MaskBlock::plain;
+}
+
+// O^T / sum back to rows, and lse. A row that saw no key is 0, whatever its products were; its lse is -inf.
+static inline void store_panel(const Problem& p, char* heads, float* lse, RowWalk walk, const Panel& panel) {
+  const int nv = panel.vectors;
+  for (int j = 0; j < nv; ++j) {
+    char* row[kLanes];
+    const int rows = min_int(kLanes, panel.rows - j * kLanes);
+    const F sum = panel.sum[j];
+    for (int i = 0; i < rows; ++i, walk.next()) {
+      row[i] = heads + walk.group_head * p.out.head + walk.query * p.out.seq;
+      if (lse != nullptr) {
+        const float log2_sum = sum[i] == 0 ? kMinusInf : panel.reference[j][i] + __builtin_log2f(sum[i]);
+        lse[walk.group_head * p.lse_head + walk.query] = log2_sum * kLn2;
+      }
+    }
+    const F inverse = 1.0f / sum;
+    for (int c = 0; c < p.dv; c += kLanes) {
+      F block[kLanes];
+      const int n = min_int(kLanes, p.dv - c);
+      for (int i = 0; i < kLanes; ++i) {
+        if (i < n) {
+          const F o = load<F>(panel.out + (static_cast<size_t>(c + i) * nv + j) * kLanes);
+          block[i] = sum == F{} ? F{} : o * inverse;
+        } else {
+          block[i] = F{};
+        }
+      }
+      transpose(block);
+      const size_t offset = static_cast<size_t>(c) * type_size(p.out_type);
+      for (int i = 0; i < rows; ++i) store_from_float(row[i] + offset, block[i], p.out_type, n);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sgl_kernels::attention

@@ -1,0 +1,150 @@
+// Cuts an attention problem into tasks and runs them on torch's threads.
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "attention_ops.h"
+#include "isa.h"
+
+namespace sgl_kernels::attention {
+namespace {
+
+struct Free {
+  void operator()(void* p) const { std::free(p); }
+};
+using Buffer = std::unique_ptr<char, Free>;
+
+// Rounded to pages, so that no two threads' parts share one.
+constexpr size_t kPage = 4096;
+size_t to_pages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+
+Buffer allocate(size_t bytes) {
+  char* p = static_cast<char*>(std::aligned_alloc(kPage, std::max(to_pages(bytes), kPage)));
+  STD_TORCH_CHECK(p != nullptr, "attention: out of memory for ", bytes, " bytes of scratch space");
+  return Buffer(p);
+}
+
+struct Plan {
+  bool decode;
+  int32_t rows_per_task, splits;
+  std::vector<Task> tasks;
+};
+
+// Fewer queries than this, and the query heads that share a key head go into one panel together.
+constexpr int32_t kMergeBelow = 32;
+
+void add_tasks(Plan& plan, const Problem& p, int32_t batch, int32_t kv_head, int32_t sq, int32_t sk) {
+  const int32_t group = p.heads / p.kv_heads;
+  const bool merge = plan.decode || sq < kMergeBelow;
+  const int32_t runs = merge ? 1 : group, run = merge ? group * sq : sq;
+  const int32_t per_split = plan.splits == 1 ? sk : ((sk + plan.splits - 1) / plan.splits + 63) / 64 * 64;
+  for (int32_t g = 0; g < runs; ++g) {
+    const int32_t chunks = (run + plan.rows_per_task - 1) / plan.rows_per_task;
+    for (int32_t c = chunks - 1; c >= 0; --c) {  // under a causal mask the last rows cost most: start with them
+      const int32_t row0 = g * run + c * plan.rows_per_task;
+      const int32_t row1 = std::min(row0 + plan.rows_per_task, (g + 1) * run);
+      for (int32_t s = 0; s < plan.splits; ++s) {
+        const int32_t key0 = std::min(sk, s * per_split);
+        plan.tasks.push_back({batch, kv_head, row0, row1, key0, std::min(sk, key0 + per_split), s});
+      }
+    }
+  }
+}
+
+Plan plan_problem(const Problem& p, const Kernels& k, int32_t threads) {
+  Plan plan{};
+  const int64_t heads = int64_t{p.batch} * p.kv_heads;
+  const int32_t group = p.heads / p.kv_heads;
+  plan.splits = 1;
+  plan.decode = int64_t{group} * p.sq <= kMaxDecodeRows;
+  plan.rows_per_task = plan.decode ? kMaxDecodeRows : kMaxTaskRows;
+  // Each task packs K and V for itself, which long tasks amortise; but every thread should get several.
+  auto tasks_at = [&](int32_t rows) {
+    const int64_t runs = p.sq < kMergeBelow ? 1 : group, run = int64_t{p.sq} * (group / runs);
+    return heads * runs * ((run + rows - 1) / rows);
+  };
+  while (!plan.decode && threads > 1 && plan.rows_per_task > k.panel && tasks_at(plan.rows_per_task) < 8 * threads) {
+    plan.rows_per_task /= 2;
+  }
+  const int64_t tasks = plan.decode ? heads : tasks_at(plan.rows_per_task);
+  const int64_t wanted = plan.decode ? 4 * threads : 2 * threads;
+  if (threads > 1 && p.cu_q == nullptr && tasks < wanted) {
+    const int64_t most = std::max<int64_t>(1, p.sk / (plan.decode ? 256 : 768));
+    plan.splits = static_cast<int32_t>(std::min(most, (wanted + tasks - 1) / tasks));
+  }
+  for (int32_t b = 0; b < p.batch; ++b) {
+    const int32_t sq = p.cu_q == nullptr ? p.sq : static_cast<int32_t>(p.cu_q[b + 1] - p.cu_q[b]);
+    const int32_t sk = p.cu_k == nullptr ? p.sk : static_cast<int32_t>(p.cu_k[b + 1] - p.cu_k[b]);
+    for (int32_t h = 0; h < p.kv_heads && sq > 0; ++h) add_tasks(plan, p, b, h, sq, sk);
+  }
+  return plan;
+}
+
+void run_tasks(const Problem& p, const Kernels& k, const Plan& plan, int32_t threads) {
+  size_t rows = 0;
+  for (const Task& t : plan.tasks) rows = std::max(rows, static_cast<size_t>(t.row1 - t.row0));
+  const int32_t most = static_cast<int32_t>(rows);
+  const size_t each = to_pages(plan.decode ? k.decode_scratch_bytes(p, most) : k.scratch_bytes(p, most));
+  const int64_t workers = std::min<int64_t>(threads, plan.tasks.size());
+  const Buffer scratch = allocate(each * workers);
+  const auto run = plan.decode ? k.decode : k.run;
+  std::atomic<size_t> next{0};
+  // Which worker runs a task changes nothing in its result, so a shared counter may hand them out.
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t w = begin; w < end; ++w) {
+      for (size_t t = next++; t < plan.tasks.size(); t = next++) run(p, plan.tasks[t], scratch.get() + each * w);
+    }
+  });
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+#if defined(__x86_64__)
+  switch (isa_level()) {
+    case Isa::avx512bf16: {
+      // vdpbf16ps does twice the work of an FMA on AMD's Zen 4 and 5 (535 against 267 GFLOP/s), but half of it on
+      // Intel's Sapphire and Emerald Rapids (88 against 177, measured): there floats win. Naming the level insists.
+      const bool insisted = std::getenv("SGL_KERNELS_CPU_ISA") != nullptr;
+      return __builtin_cpu_is("intel") && !insisted ? kAvx512 : kAvx512Bf16;
+    }
+    case Isa::avx512: return kAvx512;
+    case Isa::avx2: return kAvx2;
+    default: return kBaseline;
+  }
+#else
+  return kBaseline;
+#endif
+}
+
+void run_problem(const Problem& problem) {
+  const Kernels& k = kernels();
+  const int32_t threads = static_cast<int32_t>(torch::stable::get_num_threads());
+  const Plan plan = plan_problem(problem, k, threads);
+  if (plan.tasks.empty()) return;
+  if (plan.splits == 1) return run_tasks(problem, k, plan, threads);
+
+  // Parts are whole float results over their own keys, with lse: (split, batch, query, head, channel).
+  Problem parts = problem;
+  const int64_t rows = int64_t{problem.batch} * problem.heads * problem.sq;
+  const size_t row_bytes = static_cast<size_t>(problem.dv) * 4;
+  const Buffer out = allocate(row_bytes * rows * plan.splits), lse = allocate(size_t{4} * rows * plan.splits);
+  const int64_t bytes = static_cast<int64_t>(row_bytes);
+  parts.out = {out.get(), problem.heads * problem.sq * bytes, problem.heads * bytes, bytes};
+  parts.out_type = Type::f32;
+  parts.out_split = rows * bytes;
+  parts.lse = reinterpret_cast<float*>(lse.get());
+  parts.lse_batch = int64_t{problem.heads} * problem.sq;
+  parts.lse_head = problem.sq;
+  parts.lse_split = rows;
+  run_tasks(parts, k, plan, threads);
+  torch::stable::parallel_for(0, rows, 16, [&](int64_t row0, int64_t row1) {
+    k.combine(parts, problem, plan.splits, row0, row1);
+  });
+}
+
+}  // namespace sgl_kernels::attention

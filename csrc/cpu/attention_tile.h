@@ -1,0 +1,226 @@
+// Register tiles of the blocked kernel. Lanes are queries: S^T = K Q^T and O^T = V^T P^T, so K rows and packed V are
+// read one 32-bit element at a time as broadcasts, softmax is vertical (no reduction across lanes), and a head_dim
+// such as 72 wastes nothing.
+//
+// A Dot says what a 32-bit element is: one float (DotF32), or two adjacent bf16 (DotBf16, AVX-512 BF16 only).
+#pragma once
+
+#include "attention_simd.h"
+
+namespace sgl_kernels::attention {
+namespace {
+
+constexpr float kLog2e = 1.44269504f;
+constexpr float kLn2 = 0.693147181f;
+constexpr float kRedo = 60.0f;      // a block is redone once a score exceeds the reference by 2^60
+constexpr float kNoScore = -3e38f;  // anything below is a masked score
+constexpr float kMinusInf = -__builtin_inff();
+
+// The widest tile is 6 x 4 vectors: 24 accumulators, 4 operands and a broadcast fill 32 registers, and 24 chains hide
+// the latency of two FMA (or bf16 dot) units; 12 chains lost 10 to 20 %. With 16 registers it is 6 x 2.
+constexpr int kMaxVectors = kManyRegisters ? 4 : 2;
+constexpr int kPanel = kMaxVectors * kLanes;
+template <int NV>
+constexpr int kKeyRows = kManyRegisters ? (NV == 4 ? 6 : NV == 3 ? 8 : 12) : (NV == 2 ? 6 : 12);
+constexpr int kKeyAlign = 24;  // a multiple of every kKeyRows: blocks of keys start on tile borders
+constexpr int kChannelRows = 6;  // V is packed in groups of 6 channels, the last ones in 4 and 2
+
+struct DotF32 {
+  static constexpr int kUnit = 1;  // channels, or keys, per 32-bit element
+  static SGL_INLINE F dot(F sum, F a, F b) { return a * b + sum; }
+};
+
+// Running state of one panel of up to kPanel query rows.
+struct Panel {
+  F reference[kMaxVectors];  // scores are taken relative to it (log2 domain): any earlier score, not the maximum
+  F sum[kMaxVectors];        // of 2^(score - reference)
+  F highest[kMaxVectors];    // of this block
+  I position[kMaxVectors];   // query index of each lane
+  float* out;                // O^T [dv padded to even][NV][lanes]
+  bool fresh;                // no reference yet
+  int32_t first, last;       // lowest and highest query index
+  int32_t rows, vectors;
+};
+
+// How scores of one block become exponents. Pointers may be null.
+struct ScoreRule {
+  float scale;               // log2 domain, not negative; with softcap: scale / cap
+  float cap;                 // softcap * log2 e, or 0
+  const float* key_bias;     // [key] log2 domain; -inf hides
+  const float* lane_bias;    // [key][NV * lanes]
+  int32_t left, right;       // key <= position + right, key >= position - left
+  int32_t key0;              // of the block
+};
+
+template <class Dot, int ROWS, int NV>
+SGL_INLINE void multiply_rows(const float* a, size_t stride, const float* b, int depth, F (&acc)[ROWS][NV]) {
+  // Three rows are reached from one base register (+0, +1, +2 strides).
+  const float* base[4] = {a, a + 3 * stride, a + 6 * stride, a + 9 * stride};
+#pragma GCC unroll 2
+  for (int k = 0; k < depth; ++k) {
+    F bv[NV];
+    SGL_UNROLL for (int j = 0; j < NV; ++j) bv[j] = load<F>(b + (static_cast<size_t>(k) * NV + j) * kLanes);
+    SGL_UNROLL for (int i = 0; i < ROWS; ++i) {
+      const F av = splat(base[i / 3][static_cast<size_t>(i % 3) * stride + k]);
+      SGL_UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = Dot::dot(acc[i][j], av, bv[j]);
+    }
+  }
+}
+
+template <class Dot, int GROUP, int GROUPS, int NV>
+SGL_INLINE void multiply_packed(const float* a, size_t group_stride, const float* b, int depth,
+                                F (&acc)[GROUP * GROUPS][NV]) {
+#pragma GCC unroll 2
+  for (int k = 0; k < depth; ++k) {
+    F bv[NV];
+    SGL_UNROLL for (int j = 0; j < NV; ++j) bv[j] = load<F>(b + (static_cast<size_t>(k) * NV + j) * kLanes);
+    SGL_UNROLL for (int i = 0; i < GROUP * GROUPS; ++i) {
+      const F av = splat(a[(i / GROUP) * group_stride + static_cast<size_t>(k) * GROUP + i % GROUP]);
+      SGL_UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = Dot::dot(acc[i][j], av, bv[j]);
+    }
+  }
+}
+
+// Sets the panel's reference from its first tile; a lane that has seen no score yet keeps 0.
+template <int NV>
+SGL_INLINE void start_panel(Panel& panel) {
+  SGL_UNROLL for (int j = 0; j < NV; ++j) {
+    panel.reference[j] = panel.highest[j] > splat(kNoScore) ? panel.highest[j] : F{};
+  }
+  panel.fresh = false;
+}
+
+template <class Dot, int NV>
+SGL_INLINE void emit(const F (&t)[kKeyRows<NV>][NV], Panel& panel, float* p) {
+  SGL_UNROLL for (int j = 0; j < NV; ++j) {
+    F sum = panel.sum[j];
+    SGL_UNROLL for (int i = 0; i < kKeyRows<NV>; i += Dot::kUnit) {
+      F weight;
+      if constexpr (Dot::kUnit == 1) {
+        weight = exp2<5>(t[i][j]);
+        sum += weight;
+      } else {
+        const F a = exp2<3>(t[i][j]), b = exp2<3>(t[i + 1][j]);
+        weight = Dot::pair(a, b);
+        sum += a + b;  // before rounding: lse stays good to 1e-4, the output is no worse
+      }
+      store(p + (static_cast<size_t>(i / Dot::kUnit) * NV + j) * kLanes, weight);
+    }
+    panel.sum[j] = sum;
+  }
+}
+
+// One tile of keys, all visible: scores never leave the registers.
+template <class Dot, int NV>
+__attribute__((noinline)) void score_tile(const float* k, size_t stride, const float* q, int depth, float scale,
+                                          Panel& panel, float* p) {
+  constexpr int ROWS = kKeyRows<NV>;
+  F acc[ROWS][NV];
+  SGL_UNROLL for (int i = 0; i < ROWS; ++i) SGL_UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = F{};
+  multiply_rows<Dot, ROWS, NV>(k, stride, q, depth, acc);
+  const F s = splat(scale);
+  SGL_UNROLL for (int j = 0; j < NV; ++j) {
+    F m = acc[0][j];
+    SGL_UNROLL for (int i = 1; i < ROWS; ++i) m = max(m, acc[i][j]);
+    panel.highest[j] = max(panel.highest[j], m * s);
+  }
+  if (panel.fresh) start_panel<NV>(panel);
+  SGL_UNROLL for (int j = 0; j < NV; ++j) {
+    const F reference = panel.reference[j];
+    SGL_UNROLL for (int i = 0; i < ROWS; ++i) acc[i][j] = acc[i][j] * s - reference;
+  }
+  emit<Dot, NV>(acc, panel, p);
+}
+
+// One tile with softcap, bias, bounds, or fewer than a full tile of keys (`keys`; the rest are hidden).
+template <class Dot, int NV>
+__attribute__((noinline)) void score_tile_ruled(const float* k, size_t stride, const float* q, int depth,
+                                                const ScoreRule& rule, int row0, int keys, Panel& panel, float* p) {
+  constexpr int ROWS = kKeyRows<NV>;
+  F tile[ROWS][NV];
+  {
+    F acc[ROWS][NV];
+    SGL_UNROLL for (int i = 0; i < ROWS; ++i) SGL_UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = F{};
+    multiply_rows<Dot, ROWS, NV>(k, stride, q, depth, acc);
+    SGL_UNROLL for (int i = 0; i < ROWS; ++i) SGL_UNROLL for (int j = 0; j < NV; ++j) tile[i][j] = acc[i][j];
+  }
+  const F hidden = splat(kMinusInf);
+  for (int i = 0; i < ROWS; ++i) {  // not unrolled: the tile is in memory here, and this code is long
+    const int row = row0 + i;
+    const int32_t key = rule.key0 + row;
+    for (int j = 0; j < NV; ++j) {
+      if (i >= keys) {
+        tile[i][j] = hidden;
+        continue;
+      }
+      F s = tile[i][j] * rule.scale;
+      if (rule.cap != 0) s = tanh(s) * rule.cap;
+      if (rule.key_bias != nullptr) {
+        const float bias = rule.key_bias[row];
+        s = bias == kMinusInf ? hidden : s + bias;
+      }
+      if (rule.lane_bias != nullptr) {
+        const F bias = load<F>(rule.lane_bias + (static_cast<size_t>(row) * NV + j) * kLanes);
+        s = bias == hidden ? hidden : s + bias;  // hides NaN and infinite scores too
+      }
+      const I seen = (panel.position[j] + rule.right >= key) & (panel.position[j] - rule.left <= key);
+      s = seen ? s : hidden;
+      panel.highest[j] = max(panel.highest[j], s);
+      tile[i][j] = s;
+    }
+  }
+  if (panel.fresh) start_panel<NV>(panel);
+  for (int i = 0; i < ROWS; ++i) {
+    for (int j = 0; j < NV; ++j) tile[i][j] = tile[i][j] - panel.reference[j];
+  }
+  emit<Dot, NV>(tile, panel, p);
+}
+
+// O^T[channels][NV] = O^T * decay + V^T P^T; decay may be null (1).
+template <class Dot, int GROUP, int GROUPS, int NV>
+__attribute__((noinline)) void value_tile(const float* v, size_t group_stride, const float* p, int depth, float* out,
+                                          const F* decay) {
+  constexpr int ROWS = GROUP * GROUPS;
+  F acc[ROWS][NV];
+  SGL_UNROLL for (int i = 0; i < ROWS; ++i) {
+    SGL_UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = load<F>(out + (i * NV + j) * kLanes);
+  }
+  if (decay != nullptr) {
+    SGL_UNROLL for (int i = 0; i < ROWS; ++i) SGL_UNROLL for (int j = 0; j < NV; ++j) acc[i][j] *= decay[j];
+  }
+  multiply_packed<Dot, GROUP, GROUPS, NV>(v, group_stride, p, depth, acc);
+  SGL_UNROLL for (int i = 0; i < ROWS; ++i) {
+    SGL_UNROLL for (int j = 0; j < NV; ++j) store(out + (i * NV + j) * kLanes, acc[i][j]);
+  }
+}
+
+// Channels in the group that starts with `rest` channels (even) to go: 6, or 4 and 2 at the end (8 is 4 + 4).
+SGL_INLINE int channel_group(int rest) { return rest >= kChannelRows && rest != 8 ? kChannelRows : rest >= 4 ? 4 : 2; }
+
+template <class Dot, int NV>
+void accumulate_values(const float* v, size_t block_units, int unit0, int units, const float* p, float* out,
+                       int channels, const F* decay) {
+  // With one or two vectors, two groups together keep enough chains in flight (16 registers hold one).
+  constexpr bool kPairs = kManyRegisters ? NV <= 2 : NV == 1;
+  for (int c = 0; c < channels;) {
+    const int group = channel_group(channels - c);
+    const float* vc = v + static_cast<size_t>(c) * block_units + static_cast<size_t>(unit0) * group;
+    float* oc = out + static_cast<size_t>(c) * NV * kLanes;
+    if (kPairs && group == 6 && channel_group(channels - c - 6) == 6 && channels - c >= 12) {
+      value_tile<Dot, 6, 2, NV>(vc, 6 * block_units, p, units, oc, decay);
+      c += 12;
+      continue;
+    }
+    if (group == 6) {
+      value_tile<Dot, 6, 1, NV>(vc, 0, p, units, oc, decay);
+    } else if (group == 4) {
+      value_tile<Dot, 4, 1, NV>(vc, 0, p, units, oc, decay);
+    } else {
+      value_tile<Dot, 2, 1, NV>(vc, 0, p, units, oc, decay);
+    }
+    c += group;
+  }
+}
+
+}  // namespace
+}  // namespace sgl_kernels::attention
