@@ -53,7 +53,7 @@ class Registry:
 
     def ops(self) -> Mapping[str, Op]:
         """Every op by name."""
-        return self._ops
+        return dict(self._ops)
 
     def op(self, name: str) -> Op:
         """The op by name. Raises KeyError with the nearest match."""
