@@ -243,7 +243,7 @@ CLOUD = _section(
 
 TRACE = _section(
     "Crash debugging",
-    _row(
+    _now(
         "SGLANG_KERNEL_API_LOGLEVEL",
         "trace.level",
         "int",
@@ -252,21 +252,21 @@ TRACE = _section(
         low=0,
         high=10,
     ),
-    _row(
+    _now(
         "SGLANG_KERNEL_API_LOGDEST",
         "trace.dest",
         "path",
         "stdout",
         "Where the log goes: stdout, stderr or a file; %i becomes the process id",
     ),
-    _row(
+    _now(
         "SGLANG_KERNEL_API_DUMP_DIR",
         "trace.dump_dir",
         "path",
         "sglang_kernel_api_dumps",
         "Directory of the dumps; %i becomes the process id",
     ),
-    _row(
+    _now(
         "SGLANG_KERNEL_API_DUMP_INCLUDE",
         "trace.include",
         "patterns",
@@ -274,15 +274,15 @@ TRACE = _section(
         "Dump only calls whose op or op/backend matches one of these wildcards",
         default_text="everything",
     ),
-    _row(
+    _now(
         "SGLANG_KERNEL_API_DUMP_EXCLUDE",
         "trace.exclude",
         "patterns",
         (),
         "Dump no call whose op or op/backend matches one of these wildcards",
     ),
-    _row("", "trace.max_dump_bytes", "int", 20 << 30, "Stop dumping after this many bytes", low=0),
-    _row("", "trace.max_dump_calls", "int", 1000, "Stop dumping after this many calls", low=0),
+    _now("", "trace.max_dump_bytes", "int", 20 << 30, "Stop dumping after this many bytes", low=0),
+    _now("", "trace.max_dump_calls", "int", 1000, "Stop dumping after this many calls", low=0),
 )
 
 OWN = _section(
