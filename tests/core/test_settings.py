@@ -85,6 +85,14 @@ def test_a_stronger_source_wins(tmp_path: Path) -> None:
     assert prefer(load_settings(environ), "attention") == ("fa2",)
 
 
+def test_groups_name_the_ops_of_the_registry() -> None:
+    from sgl_kernels.core.registry import registry
+
+    assert set(registry.ops()) <= set(OPS)
+    assert set(OPS) - set(registry.ops()) <= set(OP_GROUPS["nvfp4"])
+    assert len(OPS) == len(set(OPS)) == 18
+
+
 def test_the_attention_variable_speaks_for_attention_only() -> None:
     settings = load_settings({"SGLANG_DIFFUSION_ATTENTION_BACKEND": "sage,fa"})
     for op in OPS:
