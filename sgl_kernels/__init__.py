@@ -14,6 +14,9 @@ from sgl_kernels.core.record import report as report
 from sgl_kernels.core.settings import OpPolicy as OpPolicy
 from sgl_kernels.core.settings import Settings as Settings
 from sgl_kernels.core.settings import load_settings as load_settings
+from sgl_kernels.integrations import apply as apply
+from sgl_kernels.integrations import install as install
+from sgl_kernels.integrations import uninstall as uninstall
 from sgl_kernels.ops.activation.api import gelu_mul as gelu_mul
 from sgl_kernels.ops.activation.api import gelu_tanh as gelu_tanh
 from sgl_kernels.ops.activation.api import silu_mul as silu_mul

@@ -1,0 +1,208 @@
+"""Per-model hooks: an instance's `forward` replaced, in a scope that knows its layer and role, and given back.
+
+Nothing outside the model changes. A hook is a method bound to its module, so that copy.deepcopy of an applied
+model gives a second applied model with weights of its own, and pickling gives a stock one.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.compiler import is_compiling
+
+from sgl_kernels.core.dispatch import _ACTIVE, Dispatcher, current
+from sgl_kernels.core.settings import Scope
+from sgl_kernels.integrations import torch_hook
+
+HOOK = "_sgl_kernels"
+_any_autocast = torch._C._is_any_autocast_enabled
+
+Replacement = Callable[..., Any]
+
+
+class Hook:
+    """What `apply` left on one module. Plain data: copies and pickles with the module."""
+
+    def __init__(
+        self,
+        layer: str,
+        role: str = "",
+        backend: str | None = None,
+        replacement: Replacement | None = None,
+        previous: Any = None,
+        needs_sdpa: bool = False,
+    ) -> None:
+        self.layer = layer
+        self.role = role
+        self.backend = backend
+        self.replacement = replacement  # None: run the module's own forward, in our scope
+        self.previous = previous  # an instance-level forward that was there before us
+        self.active = True
+        self.processor: tuple[Any, Any] | None = None  # diffusers: (theirs, our copy)
+        self.hold = torch_hook.hold() if needs_sdpa else None
+        self.memo: tuple[Dispatcher, Dispatcher] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state["memo"] = None
+        state["hold"] = self.hold is not None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.hold = torch_hook.hold() if state["hold"] else None
+
+    def enter(self) -> Any:
+        """Make this layer's dispatcher the one in force; returns what `leave` takes."""
+        parent = current()
+        memo = self.memo
+        if memo is None or memo[0] is not parent:
+            memo = self.memo = (parent, self._derive(parent))
+        return None if memo[1] is parent else _ACTIVE.set(memo[1])
+
+    def _derive(self, parent: Dispatcher) -> Dispatcher:
+        settings, scope = parent.settings, parent.scope
+        if self.backend is not None:
+            settings = preferring(parent, self.backend)
+        # Bindings are per dispatcher, so a layer gets one of its own only where a rule can tell layers apart.
+        if any(rule.role or rule.layer for rule in settings.rules):
+            scope = Scope(self.role or scope.role, self.layer)
+        return parent.derive(settings, scope)
+
+
+def leave(token: Any) -> None:
+    """Undo `Hook.enter`."""
+    if token is not None:
+        _ACTIVE.reset(token)
+
+
+def preferring(parent: Dispatcher, backend: str) -> Any:
+    """`parent`'s settings with a preference. Raises ConfigError for a name that does not exist."""
+    return parent.settings.override(
+        backend=backend,
+        known_backends=parent.registry.backends(),
+        known_ops=tuple(parent.registry.ops()),
+        origin="apply(backend=...)",
+    )
+
+
+def attention_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The module's own forward, with every attention inside it served by the registry."""
+    hook: Hook = getattr(self, HOOK)
+    if not hook.active:
+        return _own(self, hook, args, kwargs)
+    if is_compiling():
+        torch_hook._state.tracing += 1
+        try:
+            return _own(self, hook, args, kwargs)
+        finally:
+            torch_hook._state.tracing -= 1
+    token = hook.enter()
+    who = torch_hook._who.set(torch_hook._OURS)
+    try:
+        return _own(self, hook, args, kwargs)
+    finally:
+        torch_hook._who.reset(who)
+        leave(token)
+
+
+def norm_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    """The replacement of a norm's forward; its own under autocast, whose dtype rules are torch's."""
+    hook: Hook = getattr(self, HOOK)
+    if not hook.active or hook.replacement is None or _any_autocast():
+        return _own(self, hook, args, kwargs)
+    if is_compiling():
+        return hook.replacement(self, *args, **kwargs)
+    token = hook.enter()
+    try:
+        return hook.replacement(self, *args, **kwargs)
+    finally:
+        leave(token)
+
+
+def _own(module: nn.Module, hook: Hook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if hook.previous is not None:
+        return hook.previous(*args, **kwargs)
+    return type(module).forward(module, *args, **kwargs)
+
+
+def found(module: nn.Module) -> Hook | None:
+    """The hook on a module, if its forward still leads to it."""
+    hook = module.__dict__.get(HOOK)
+    return hook if isinstance(hook, Hook) else None
+
+
+def is_ours(module: nn.Module) -> bool:
+    """Whether the instance-level forward of a module is one of ours."""
+    return getattr(module.__dict__.get("forward"), "__func__", None) in (attention_forward, norm_forward)
+
+
+def attach(module: nn.Module, forward: Callable[..., Any], hook: Hook) -> None:
+    """Bind `forward` to the module."""
+    object.__setattr__(module, HOOK, hook)
+    object.__setattr__(module, "forward", types.MethodType(forward, module))
+
+
+def detach(module: nn.Module) -> None:
+    """Give a module its forward back."""
+    hook = found(module)
+    if hook is None:
+        return
+    hook.active = False
+    if hook.hold is not None:
+        hook.hold.release()
+    if hook.processor is not None:
+        theirs, ours = hook.processor
+        if getattr(module, "processor", None) is ours:  # else somebody chose another one since; that stands
+            module.processor = theirs
+    if is_ours(module):
+        if hook.previous is not None:
+            object.__setattr__(module, "forward", hook.previous)
+        else:
+            del module.__dict__["forward"]
+    elif "forward" in module.__dict__:
+        return  # somebody wrapped us: stay in the chain, inactive
+    module.__dict__.pop(HOOK, None)
+
+
+_calls: dict[type, bool] = {}
+ATTENTION_NAMES = frozenset({"scaled_dot_product_attention", "dispatch_attention_fn"})
+
+
+def calls_attention(module: nn.Module) -> bool:
+    """Whether the code of a module's class names SDPA or diffusers' dispatcher, or runs a processor that may."""
+    if callable(getattr(module, "processor", None)):
+        return True
+    cls = type(module)
+    known = _calls.get(cls)
+    if known is None:
+        known = _calls[cls] = any(
+            isinstance(member, types.FunctionType) and _names(member.__code__)
+            for base in cls.__mro__
+            if base not in (nn.Module, object)
+            for member in vars(base).values()
+        )
+    return known
+
+
+def _names(code: types.CodeType) -> bool:
+    return bool(ATTENTION_NAMES & set(code.co_names)) or any(
+        _names(c) for c in code.co_consts if isinstance(c, types.CodeType)
+    )
+
+
+def role_of(name: str, module: nn.Module) -> str:
+    """'cross' where a module attends to another sequence, else 'self'."""
+    cross = getattr(module, "is_cross_attention", None)
+    if isinstance(cross, bool):
+        return "cross" if cross else "self"
+    last = name.rpartition(".")[2]
+    return (
+        "cross"
+        if "cross" in last or last == "encoder_attn" or "cross" in type(module).__name__.lower()
+        else "self"
+    )

@@ -1,0 +1,165 @@
+"""A drop-in behind torch.nn.functional.scaled_dot_product_attention: process-wide, or only where a model asks.
+
+The name in `torch.nn.functional` is replaced once, by a function that decides at each call who serves it:
+
+* process-wide after `install()`, for every thread;
+* inside `serving()` (a ContextVar: this thread or asyncio task only), which is what `sgl_kernels.apply` uses;
+* torch, in all other cases, and always when the call comes from inside one of our own backends.
+
+Code that took the function by name before (`from torch.nn.functional import scaled_dot_product_attention`)
+keeps torch's, because its name is its own; so do torch's fused C++ paths such as TransformerEncoderLayer's.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.compiler import is_compiling
+
+from sgl_kernels.ops.attention import compat
+
+_torch_sdpa = compat._torch_sdpa
+_PLAIN = (Tensor, torch.nn.Parameter)
+_functorch_active = torch._C._are_functorch_transforms_active
+
+_DEFAULT, _OURS, _TORCH = "", "ours", "torch"
+_who: ContextVar[str] = ContextVar("sgl_kernels_sdpa", default=_DEFAULT)
+
+
+class _State:
+    """What is installed in this process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.everywhere = False
+        self.holders = 0  # applied models that need the hook
+        self.previous: Any = _torch_sdpa  # what the name meant before us: torch's, or another library's patch
+        self.tracing = 0  # > 0 while dynamo traces a module that asked for us; a ContextVar cannot be traced
+
+
+_state = _State()
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """torch's scaled_dot_product_attention, served by sgl_kernels where that was asked for."""
+    if is_compiling():
+        if _state.everywhere or _state.tracing > 0:
+            return compat.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
+            )
+    else:
+        who = _who.get()
+        # Tensor subclasses (DTensor, quantised weights) and functorch wrappers have rules for torch's own op.
+        if (
+            (who is _OURS or (who is _DEFAULT and _state.everywhere))
+            and type(query) in _PLAIN
+            and not _functorch_active()
+        ):
+            token = _who.set(_TORCH)  # a backend that calls SDPA by this name must reach torch, not itself
+            try:
+                return compat.scaled_dot_product_attention(
+                    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
+                )
+            finally:
+                _who.reset(token)
+    return _state.previous(  # type: ignore[no-any-return]
+        query,
+        key,
+        value,
+        attn_mask=attn_mask,
+        dropout_p=dropout_p,
+        is_causal=is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
+    )
+
+
+def install() -> None:
+    """Serve torch's SDPA from the registry in the whole process. Calling it again changes nothing."""
+    with _state.lock:
+        _patch()
+        _state.everywhere = True
+
+
+def uninstall() -> None:
+    """Give torch its SDPA back. Models under `sgl_kernels.apply` keep theirs. Calling it again changes nothing."""
+    with _state.lock:
+        _state.everywhere = False
+        _unpatch()
+
+
+def is_installed() -> bool:
+    """Whether `install` is in force."""
+    return _state.everywhere
+
+
+@contextmanager
+def serving(ours: bool = True) -> Iterator[None]:
+    """Serve SDPA from the registry inside a `with` block, in this thread or task only; False: leave it to torch."""
+    holder = hold()
+    token = _who.set(_OURS if ours else _TORCH)
+    try:
+        yield
+    finally:
+        _who.reset(token)
+        holder.release()
+
+
+class Hold:
+    """Keeps the name in torch replaced for as long as it is alive and not released."""
+
+    def __init__(self) -> None:
+        with _state.lock:
+            _patch()
+            _state.holders += 1
+        self._finalizer = weakref.finalize(self, _drop)
+
+    def release(self) -> None:
+        """Let go. Calling it again changes nothing."""
+        self._finalizer()
+
+
+def hold() -> Hold:
+    """Keep the hook in place, serving nobody until a scope asks."""
+    return Hold()
+
+
+def _drop() -> None:
+    with _state.lock:
+        _state.holders -= 1
+        _unpatch()
+
+
+def _patch() -> None:
+    if F.scaled_dot_product_attention is scaled_dot_product_attention:
+        return
+    # The floor keeps torch's own function by the name it finds on import; it must not find this one.
+    importlib.import_module("sgl_kernels.backends.torch_native")
+    _state.previous = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = scaled_dot_product_attention
+
+
+def _unpatch() -> None:
+    if _state.everywhere or _state.holders > 0:
+        return
+    if F.scaled_dot_product_attention is scaled_dot_product_attention:
+        F.scaled_dot_product_attention = _state.previous
+    # Else another library patched over us and may still call this function: it goes on to `previous`.
