@@ -45,13 +45,20 @@ SANITIZE = [
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 AVX512VNNI = [*AVX512, "-mavx512vnni"]
+AVX512VBMI = [*AVX512VNNI, "-mavx512vbmi"]
 AVX512BF16 = [*AVX512VNNI, "-mavx512bf16"]
 # The end of a file's name says which instructions its object may contain; every other file is baseline.
 ISA_FLAGS = {
-    "x86_64": {"_avx2": AVX2, "_avx512": AVX512, "_avx512vnni": AVX512VNNI, "_avx512bf16": AVX512BF16},
+    "x86_64": {
+        "_avx2": AVX2,
+        "_avx512": AVX512,
+        "_avx512vnni": AVX512VNNI,
+        "_avx512vbmi": AVX512VBMI,
+        "_avx512bf16": AVX512BF16,
+    },
     "aarch64": {"_neon": []},
 }
-ISA_SUFFIX = re.compile(r"_(avx2|avx512|avx512vnni|avx512bf16|neon)$")
+ISA_SUFFIX = re.compile(r"_(avx2|avx512|avx512vnni|avx512vbmi|avx512bf16|neon)$")
 
 
 class BuildError(Exception):

@@ -168,6 +168,8 @@ def _changed(before: tuple[Any, ...], after: tuple[Any, ...]) -> str:
 
 
 def _bits(t: Tensor) -> Tensor:
+    if t.is_floating_point() and t.dtype.itemsize == 1:
+        return t.view(torch.uint8)  # torch has no nan_to_num or equal for float8
     return torch.nan_to_num(t) if t.is_floating_point() else t
 
 

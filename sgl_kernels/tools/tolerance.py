@@ -12,6 +12,8 @@ EPSILON = {
     torch.float32: 2.0**-23,
     torch.float16: 2.0**-10,
     torch.bfloat16: 2.0**-7,
+    torch.float8_e4m3fn: 2.0**-3,
+    torch.float8_e8m0fnu: 1.0,
 }
 EXACT_FACTOR = 2.0
 """An exact implementation may err twice as much as plain torch at its dtype, plus one rounding."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -61,6 +61,8 @@ class ScaledTensor:
     format: ScaledFormat
     shape: tuple[int, ...]
     layout: str = "linear"
+    prepared: dict[str, ScaledTensor] = field(default_factory=dict, init=False, repr=False)
+    """Copies in other layouts that a backend asked for, made once; see api.nvfp4_linear."""
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:

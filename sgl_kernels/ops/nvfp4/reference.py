@@ -79,7 +79,7 @@ def nvfp4_quantize(
         bits = bits.masked_fill(~finite, 0x7F800000)
         block_scale = (bits >> 23).to(torch.uint8).view(torch.float8_e8m0fnu)
         denominator = bits.view(torch.float32)
-    multiplier = torch.where(denominator == 0, 0.0, (1.0 / denominator).clamp(max=FLOAT_MAX))
+    multiplier = torch.where(denominator == 0, 0.0, (1.0 / denominator).clamp(max=2.0**125))
     scaled = torch.where(finite, wide * multiplier, 0.0)
     codes = (e2m1_codes_stochastic if stochastic else e2m1_codes)(scaled).flatten(-2)
     return codes[..., 0::2] | (codes[..., 1::2] << 4), block_scale.squeeze(-1), scale_out
@@ -115,7 +115,8 @@ def int8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     wide = x.detach().to(torch.float32)
     amax = wide.abs().amax(-1, keepdim=True)
     finite = amax.isfinite()
-    multiplier = torch.where(amax > 0, (127.0 / amax).clamp(max=FLOAT_MAX), 0.0)
+    # a true division: `127.0 / amax` would be a reciprocal and a product, rounded twice
+    multiplier = torch.where(amax > 0, (amax.new_tensor(127.0) / amax).clamp(max=FLOAT_MAX), 0.0)
     q = torch.where(finite, (wide * multiplier).round().clamp(-127, 127), 0.0).to(torch.int8)
     return q, torch.where(finite, amax * (1.0 / 127.0), float("nan"))
 
@@ -154,7 +155,6 @@ def weight_of(
     out_features: int,
 ) -> ScaledTensor:  # fmt: skip
     """The weight operand of nvfp4_linear as a linear ScaledTensor."""
-    shape = (out_features or weight.shape[0], x.shape[-1])
-    return to_layout(
-        ScaledTensor(weight, weight_scale, global_scale, parse_format(format), shape, layout), "linear"
-    )
+    fmt, shape = parse_format(format), (out_features or weight.shape[0], x.shape[-1])
+    scale = weight_scale.to(fmt.scale_dtype)  # a wider dtype holds the same values
+    return to_layout(ScaledTensor(weight, scale, global_scale, fmt, shape, layout), "linear")

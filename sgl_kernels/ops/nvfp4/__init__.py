@@ -1,0 +1,1 @@
+"""NVFP4 and MXFP4: formats, layouts, quantisation, linear layers."""

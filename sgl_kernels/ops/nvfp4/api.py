@@ -1,0 +1,184 @@
+"""The front doors of NVFP4: quantise, dequantise, multiply."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sgl_kernels.core.device import cpu_arch
+from sgl_kernels.core.dispatch import Key, bind, current
+from sgl_kernels.core.torch_op import define
+from sgl_kernels.ops._key import grad, is_opaque, of
+from sgl_kernels.ops._validate import short
+from sgl_kernels.ops.nvfp4.formats import NVFP4, ScaledFormat, ScaledTensor, parse_format
+from sgl_kernels.ops.nvfp4.layouts import MAX_FINITE_E4M3, to_layout
+from sgl_kernels.ops.nvfp4.spec import NVFP4_DEQUANTIZE, NVFP4_LINEAR, NVFP4_QUANTIZE
+
+
+def _eager_quantize(
+    x: Tensor, global_scale: Tensor | None = None, format: str = "nvfp4", stochastic: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    args = (x, global_scale, format, stochastic)
+    try:
+        key: Key = (NVFP4_QUANTIZE, backend, x.shape, x.dtype, x.device, of(global_scale), format, stochastic)
+    except AttributeError:  # not a tensor: bind says which
+        key = None
+    found: tuple[Tensor, Tensor, Tensor] = (
+        current().bound.get(key) or bind(NVFP4_QUANTIZE, key, backend, args)
+    )(*args)
+    return found
+
+
+def _eager_dequantize(
+    data: Tensor, block_scale: Tensor, global_scale: Tensor | None = None, format: str = "nvfp4",
+    dtype: str = "bfloat16", backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    args = (data, block_scale, global_scale, format, dtype)
+    try:
+        key: Key = (
+            NVFP4_DEQUANTIZE, backend, data.shape, data.dtype, data.device, of(block_scale), of(global_scale), format,
+            dtype,
+        )  # fmt: skip
+    except AttributeError:  # not a tensor: bind says which
+        key = None
+    return (current().bound.get(key) or bind(NVFP4_DEQUANTIZE, key, backend, args))(*args)
+
+
+def _eager_linear(
+    x: Tensor, weight: Tensor, weight_scale: Tensor, global_scale: Tensor | None = None, bias: Tensor | None = None,
+    activation: str = "bf16", input_scale: Tensor | None = None, format: str = "nvfp4", layout: str = "linear",
+    out_features: int = 0, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    args = (
+        x,
+        weight,
+        weight_scale,
+        global_scale,
+        bias,
+        activation,
+        input_scale,
+        format,
+        layout,
+        out_features,
+    )
+    try:
+        key: Key = (
+            NVFP4_LINEAR, backend, x.shape, x.dtype, x.device, of(weight), of(weight_scale), of(global_scale), of(bias),
+            activation, of(input_scale), format, layout, out_features, grad(x, bias),
+        )  # fmt: skip
+    except AttributeError:  # not a tensor: bind says which
+        key = None
+    return (current().bound.get(key) or bind(NVFP4_LINEAR, key, backend, args))(*args)
+
+
+_quantize = define(NVFP4_QUANTIZE, _eager_quantize)
+_dequantize = define(NVFP4_DEQUANTIZE, _eager_dequantize)
+_linear = define(NVFP4_LINEAR, _eager_linear)
+
+
+def nvfp4_quantize(
+    x: Tensor,
+    global_scale: Tensor | None = None,
+    *,
+    format: str | ScaledFormat = NVFP4,
+    stochastic: bool = False,
+    nonfinite: str = "error",
+    backend: str | None = None,
+) -> ScaledTensor:
+    """Quantise x (..., K) to 4 bits with a scale for each block along K; K a multiple of the block.
+
+    global_scale: fp32 scalar tensor in the decode direction; None takes amax / 2688 of the finite values.
+    Rounds to nearest, ties to even, saturating, with no epsilon: a zero block has scale 0. stochastic=True rounds
+    up with probability equal to the distance (torch's global generator).
+    nonfinite: "error" raises for NaN and infinities; "propagate" gives their block the scale NaN.
+
+    The formula is spelled out, operation by operation, in ops/nvfp4/reference.py.
+    """
+    fmt = parse_format(format)
+    if nonfinite not in ("error", "propagate"):
+        raise ValueError(f"nvfp4_quantize: nonfinite is {nonfinite!r}, expected 'error' or 'propagate'")
+    run = _quantize if is_opaque(x) else _eager_quantize
+    data, block_scale, scale = run(x, global_scale, fmt.name, stochastic, backend=backend)
+    if nonfinite == "error" and not is_opaque(x) and _has_nan(block_scale):
+        bad = int(torch.isnan(block_scale.to(torch.float32)).sum())
+        raise ValueError(
+            f"nvfp4_quantize: x has NaN or infinities in {bad} of {block_scale.numel()} blocks; clean them, or pass "
+            "nonfinite='propagate' to have those blocks decode to NaN"
+        )
+    return ScaledTensor(data, block_scale, scale if fmt.has_global else None, fmt, tuple(x.shape))
+
+
+def _has_nan(block_scale: Tensor) -> bool:
+    if block_scale.numel() == 0 or block_scale.device.type == "meta":
+        return False
+    limit = MAX_FINITE_E4M3 if block_scale.dtype is torch.float8_e4m3fn else 0xFE
+    return int(block_scale.view(torch.uint8).max()) > limit
+
+
+def nvfp4_dequantize(
+    x: ScaledTensor, dtype: torch.dtype = torch.bfloat16, *, backend: str | None = None
+) -> Tensor:
+    """The value of a quantised tensor, in any layout, computed in fp32 and rounded once to `dtype`."""
+    if not isinstance(x, ScaledTensor):
+        raise TypeError(
+            f"nvfp4_dequantize: x is {type(x).__name__}, expected a ScaledTensor from nvfp4_quantize"
+        )
+    x = to_layout(x, "linear")
+    run = _dequantize if is_opaque(x.data) else _eager_dequantize
+    return run(x.data, x.block_scale, x.global_scale, x.format.name, short(dtype), backend=backend)
+
+
+def nvfp4_linear(
+    x: Tensor,
+    weight: ScaledTensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str = "bf16",
+    input_scale: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """x (..., K) @ weight (N, K)^T + bias, with a 4-bit weight; result (..., N) in x.dtype.
+
+    activation  "bf16"   x keeps its own precision (fp32 and fp16 too): W4A16
+                "int8"   x is rounded to int8, one scale per row: W4A8
+                "nvfp4"  x is quantised like the weight: W4A4; input_scale (decode direction) is its calibrated
+                         global scale, None takes it from the finite values of this call
+
+    Accumulation is fp32 or exact integer. A row of x with NaN or infinities gives a row that is not finite and
+    leaves the others alone. The first call on a CPU makes a packed copy of a linear weight and keeps it in
+    weight.prepared; NVFP4Linear holds only the packed one.
+    """
+    if not isinstance(weight, ScaledTensor):
+        raise TypeError(
+            f"nvfp4_linear: weight is {type(weight).__name__}, expected a ScaledTensor from nvfp4_quantize"
+        )
+    w = for_device(weight)
+    run = _linear if is_opaque(x) else _eager_linear
+    return run(
+        x, w.data, w.block_scale, w.global_scale, bias, activation, input_scale, w.format.name, w.layout, w.shape[0],
+        backend=backend,
+    )  # fmt: skip
+
+
+def for_device(weight: ScaledTensor) -> ScaledTensor:
+    """The weight in the layout that its device's own kernels read, converted once and remembered."""
+    layout = preferred_layout(weight)
+    if layout == weight.layout:
+        return weight
+    found = weight.prepared.get(layout)
+    if found is None:
+        found = weight.prepared[layout] = to_layout(weight, layout)
+    return found
+
+
+def preferred_layout(weight: ScaledTensor) -> str:
+    """ "cpu_packed" where the C++ kernels can run (AVX-512) and the scales are finite, else the layout as it is."""
+    if weight.device.type != "cpu" or weight.layout != "linear" or weight.format is not NVFP4:
+        return weight.layout
+    if len(weight.shape) != 2 or not cpu_arch().startswith("avx512") or weight.data.numel() == 0:
+        return weight.layout
+    if "cpu_packed" in weight.prepared:
+        return "cpu_packed"
+    scales = weight.block_scale.view(torch.uint8)
+    return "cpu_packed" if int(scales.max()) <= MAX_FINITE_E4M3 else weight.layout
