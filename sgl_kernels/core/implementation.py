@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from .bugs import Bug
 from .device import Device
 from .requires import Requires
 from .verdict import Rejected
@@ -39,6 +40,7 @@ class Implementation:
     rejects_on: Callable[[Any, Device], Rejected | None] | None = (
         None  # when the reason depends on the device too
     )
+    bugs: tuple[Bug, ...] = ()  # known wrong results, each a rejection where it applies
     rank: Rank = 0
     fidelity: Fidelity = Fidelity.EXACT
     differentiable: bool = False

@@ -115,6 +115,9 @@ def _rejects(
         and (rejected := implementation.rejects_on(facts, device)) is not None
     ):
         return rejected
+    for bug in implementation.bugs:
+        if bug.applies(implementation.op, facts, device, version_of):
+            return bug.rejected()
     if implementation.fidelity is Fidelity.LOSSY and name not in preferred and not policy.allow_lossy:
         return Rejected(Reason.FIDELITY, "lossy: name it, or set allow_lossy")
     return None

@@ -1,0 +1,89 @@
+"""Shared by attention adapters: reasons to turn a call down, and helpers around vendors' conventions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgl_kernels.core.verdict import Reason, Rejected
+
+
+def feature(detail: str) -> Rejected:
+    """A rejection for something a vendor does not offer."""
+    return Rejected(Reason.FEATURE, detail)
+
+
+def shape(detail: str) -> Rejected:
+    """A rejection for a size a vendor does not take."""
+    return Rejected(Reason.SHAPE, detail)
+
+
+def rejects(
+    *,
+    masks: tuple[str, ...] = (),
+    causal: tuple[str, ...] = ("square",),
+    window: bool = False,
+    softcap: bool = False,
+    gqa: bool = True,
+    head_dims: Callable[[int], bool] | None = None,
+    head_dim_text: str = "",
+    equal_head_dims: bool = True,
+    empty_rows: bool = False,
+    scale: bool = True,
+) -> Callable[[Any], Rejected | None]:
+    """A `rejects` function from what a vendor honours.
+
+    masks      mask kinds it takes: of "bool", "float"
+    causal     alignments it honours: of "square", "bottom_right", "top_left"
+    empty_rows whether rows without keys come out as zeros with lse -inf (causal with more queries than keys)
+    scale      whether a scale can be given
+    """
+
+    def rejecting(f: Any) -> Rejected | None:
+        mask = getattr(f, "mask", "")
+        if mask and mask not in masks:
+            return feature(f"a {mask} mask is not supported" if masks else "masks are not supported")
+        if f.causal and f.causal not in causal:
+            return feature(f"causal aligned {f.causal.replace('_', '-')} is not supported when Sq != Sk")
+        if f.causal and not empty_rows and f.causal == "bottom_right" and f.sq > f.sk:
+            return feature("causal with more queries than keys leaves rows without keys")
+        if f.window is not None and not window:
+            return feature("a window is not supported")
+        if f.softcap and not softcap:
+            return feature("softcap is not supported")
+        if f.gqa and not gqa:
+            return feature("query and key heads must be equal in number")
+        if equal_head_dims and f.head_dim != f.head_dim_v:
+            return shape(f"value head_dim {f.head_dim_v} must equal head_dim {f.head_dim}")
+        if head_dims is not None and not head_dims(f.head_dim):
+            return shape(f"head_dim is {f.head_dim}, needs {head_dim_text}")
+        if f.has_scale and not scale:
+            return feature("a scale other than head_dim ** -0.5 is not supported")
+        if f.batch == 0 or f.sq == 0 or f.sk == 0 or f.heads == 0:
+            return shape("empty tensors go to torch")
+        return None
+
+    return rejecting
+
+
+def last_dim_contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Each tensor with stride 1 in its last dimension, copying only those that need it."""
+    return tuple(t if t.stride(-1) == 1 else t.contiguous() for t in tensors)
+
+
+def expanded_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """A mask as (B, Hq, Sq, Sk), a view."""
+    return None if mask is None else mask.expand(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+
+
+def default_scale(q: Tensor, scale: float | None) -> float:
+    """`scale`, or head_dim ** -0.5."""
+    return q.shape[-1] ** -0.5 if scale is None else scale
+
+
+def natural_lse(base2: Tensor) -> Tensor:
+    """A log-sum-exp in base 2 as a natural one."""
+    return base2 * torch.log(torch.tensor(2.0)).item()

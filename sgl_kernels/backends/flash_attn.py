@@ -1,0 +1,204 @@
+"""FlashAttention's three generations: fa2, fa3 and fa4, each with its own signature and window encoding.
+
+Positional orders differ (softmax_scale is 5th in FA2, 4th in FA3, 6th in FA4), so keywords only. Signatures read
+from flash-attn 2.8.4, the hopper folder of flash-attention (flash_attn_3), and flash-attn-4 4.0.0b36.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from sgl_kernels.backends._attention import last_dim_contiguous, rejects
+from sgl_kernels.backends._bugs import bugs_of
+from sgl_kernels.backends._order import rank
+from sgl_kernels.core.implementation import Implementation
+from sgl_kernels.core.requires import HALF, Requires
+
+Dense = Callable[..., Any]
+
+
+def _dense(call: Callable[..., Any], with_lse: bool) -> Dense:
+    """An adapter from the op's arguments to `call(q, k, v, scale, causal, window, softcap)`."""
+
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool, causal_alignment: str,
+        scale: float | None, window_left: int, window_right: int, softcap: float,
+    ) -> Any:  # fmt: skip
+        # masks were turned away, and so were top-left calls of unequal lengths: FlashAttention is bottom-right
+        q, k, v = last_dim_contiguous(q, k, v)
+        found = call(q, k, v, scale, is_causal, (window_left, window_right), softcap)
+        return (found[0], found[1]) if with_lse else (found[0] if isinstance(found, tuple) else found)
+
+    return run
+
+
+def _varlen(call: Callable[..., Any]) -> Callable[..., Tensor]:
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
+        max_seqlen_k: int, is_causal: bool, scale: float | None, window_left: int, window_right: int,
+        softcap: float,
+    ) -> Tensor:  # fmt: skip
+        q, k, v = last_dim_contiguous(q, k, v)
+        found = call(
+            q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, is_causal,
+            (window_left, window_right), softcap,
+        )  # fmt: skip
+        return found[0] if isinstance(found, tuple) else found
+
+    return run
+
+
+def _load_fa2(op: str) -> Callable[[Any], Callable[..., Any]]:
+    def load(config: Any) -> Callable[..., Any]:
+        # flash_attn.flash_attn_interface is FA2's alone: FA4 shares the flash_attn namespace
+        from flash_attn.flash_attn_interface import flash_attn_func, flash_attn_varlen_func
+
+        if op == "attention_varlen":
+            return _varlen(
+                lambda q, k, v, cu_q, cu_k, max_q, max_k, scale, causal, window, softcap: flash_attn_varlen_func(
+                    q, k, v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k,
+                    softmax_scale=scale, causal=causal, window_size=window, softcap=softcap,
+                )
+            )  # fmt: skip
+        lse = op == "attention_lse"
+        return _dense(
+            lambda q, k, v, scale, causal, window, softcap: flash_attn_func(
+                q, k, v, softmax_scale=scale, causal=causal, window_size=window, softcap=softcap,
+                return_attn_probs=lse,
+            ),
+            lse,
+        )  # fmt: skip
+
+    return load
+
+
+def _load_fa3(op: str) -> Callable[[Any], Callable[..., Any]]:
+    def load(config: Any) -> Callable[..., Any]:
+        from flash_attn_interface import flash_attn_func, flash_attn_varlen_func
+
+        if op == "attention_varlen":
+            return _varlen(
+                lambda q, k, v, cu_q, cu_k, max_q, max_k, scale, causal, window, softcap: flash_attn_varlen_func(
+                    q, k, v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k,
+                    softmax_scale=scale, causal=causal, window_size=window, softcap=softcap,
+                )
+            )  # fmt: skip
+        lse = op == "attention_lse"
+        return _dense(
+            lambda q, k, v, scale, causal, window, softcap: flash_attn_func(
+                q, k, v, softmax_scale=scale, causal=causal, window_size=window, softcap=softcap,
+                return_attn_probs=lse,
+            ),
+            lse,
+        )  # fmt: skip
+
+    return load
+
+
+def _open_window(window: tuple[int, int]) -> tuple[int | None, int | None]:
+    """FA4 writes an unlimited side as None, the others as -1."""
+    return tuple(None if side < 0 else side for side in window)  # type: ignore[return-value]
+
+
+def _load_fa4(op: str) -> Callable[[Any], Callable[..., Any]]:
+    def load(config: Any) -> Callable[..., Any]:
+        from flash_attn.cute import flash_attn_func, flash_attn_varlen_func
+
+        if op == "attention_varlen":
+            return _varlen(
+                lambda q, k, v, cu_q, cu_k, max_q, max_k, scale, causal, window, softcap: flash_attn_varlen_func(
+                    q, k, v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k,
+                    softmax_scale=scale, causal=causal, window_size=_open_window(window), softcap=softcap,
+                )
+            )  # fmt: skip
+        lse = op == "attention_lse"
+        return _dense(
+            lambda q, k, v, scale, causal, window, softcap: flash_attn_func(
+                q, k, v, softmax_scale=scale, causal=causal, window_size=_open_window(window), softcap=softcap,
+                return_lse=lse,
+            ),
+            lse,
+        )  # fmt: skip
+
+    return load
+
+
+def _implementations(
+    backend: str, load: Callable[[str], Callable[[Any], Callable[..., Any]]], requires: Requires, doc: str,
+    head_dims: Callable[[int], bool], head_dim_text: str,
+) -> tuple[Implementation, ...]:  # fmt: skip
+    return tuple(
+        Implementation(
+            op=op,
+            backend=backend,
+            load=load(op),
+            requires=requires,
+            # rows without keys come out right by FlashAttention's own tests: zeros, and an lse of -inf
+            rejects=rejects(
+                causal=("square", "bottom_right"),
+                window=True,
+                softcap=True,
+                head_dims=head_dims,
+                head_dim_text=head_dim_text,
+            ),
+            bugs=bugs_of(backend, op),
+            rank=rank(backend, "attention"),
+            proof="contract",
+            doc=doc,
+        )
+        for op in ("attention", "attention_lse", "attention_varlen")
+    )
+
+
+def _multiple_of_8(limit: int) -> Callable[[int], bool]:
+    return lambda d: d % 8 == 0 and d <= limit
+
+
+IMPLEMENTATIONS = (
+    *_implementations(
+        "fa2",
+        _load_fa2,
+        Requires(
+            platforms=frozenset({"cuda", "rocm"}),
+            packages=("flash-attn>=2.6,<3",),
+            dtypes=HALF,
+            install="pip install --no-build-isolation 'flash-attn>=2.8,<3'",
+        ),
+        "FlashAttention 2, from the package flash-attn",
+        _multiple_of_8(256),
+        "a multiple of 8, at most 256",
+    ),
+    *_implementations(
+        "fa3",
+        _load_fa3,
+        Requires(
+            platforms=frozenset({"cuda"}),
+            min_capability=(9, 0),
+            max_capability=(9, 0),
+            packages=("flash_attn_interface",),
+            dtypes=HALF,
+            install="build the hopper folder of Dao-AILab/flash-attention: python setup.py install",
+        ),
+        "FlashAttention 3 for Hopper, built from source (it is not on PyPI)",
+        _multiple_of_8(256),
+        "a multiple of 8, at most 256",
+    ),
+    *_implementations(
+        "fa4",
+        _load_fa4,
+        Requires(
+            platforms=frozenset({"cuda"}),
+            min_capability=(9, 0),
+            max_capability=(11, 0),
+            packages=("flash-attn-4",),
+            dtypes=HALF,
+            install="pip install --pre flash-attn-4",
+        ),
+        "FlashAttention 4 (CuTe DSL) for Hopper and Blackwell",
+        _multiple_of_8(128),
+        "a multiple of 8, at most 128",
+    ),
+)
