@@ -37,7 +37,11 @@ def _device(bug: Bug) -> Device:
 def _versions(bug: Bug):
     """Every package is installed; the bug's own at a version inside its range."""
     inside = next(
-        (v for v in map(Version, ("0.5", "1.0.6", "2.2.0", "3.0", "0.6.0")) if SpecifierSet(bug.versions).contains(v)),
+        (
+            v
+            for v in map(Version, ("0.5", "1.0.6", "2.2.0", "3.0", "0.6.0"))
+            if SpecifierSet(bug.versions).contains(v)
+        ),
         None,
     )
     assert inside is not None, f"{bug.name}: no version tried lies in {bug.versions!r}"
@@ -62,7 +66,9 @@ def _facts(op: Op, bug: Bug):
 def test_every_entry_is_reachable_and_rejects(bug):
     assert bug.link.startswith("https://") and bug.detail
     ops = [registry.op(name) for name in bug.ops] or [
-        op for op in registry.ops().values() if any(i.backend == bug.backend for i in registry.implementations(op.name))
+        op
+        for op in registry.ops().values()
+        if any(i.backend == bug.backend for i in registry.implementations(op.name))
     ]
     assert ops, f"{bug.name}: no implementation is called {bug.backend}"
     op = ops[0]
