@@ -168,10 +168,13 @@ def replay(
 
 
 def _device(name: str | None, stored: Stored) -> torch.device:
-    from .device import platform_is_present
+    from .device import parse_device, platform_is_present, torch_device
 
     if name is not None:
-        return torch.device(name)
+        platform = parse_device(name).platform
+        if not platform_is_present(platform):
+            raise ConfigError(f"device is {name!r}, which this machine does not have; 'cpu' always works")
+        return torch_device(platform)
     wanted = next((torch.device(a["device"]) for a in stored.record["arguments"] if "device" in a), None)
     if wanted is None or not (wanted.type == "cpu" or platform_is_present(wanted.type)):
         return torch.device("cpu")

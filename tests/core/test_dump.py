@@ -14,10 +14,13 @@ import torch
 
 import sgl_kernels
 from sgl_kernels.core import dump, log
-from sgl_kernels.core.dispatch import current
+from sgl_kernels.core.device import Device
+from sgl_kernels.core.dispatch import activate, current
 from sgl_kernels.core.errors import ConfigError, UnsupportedError
+from sgl_kernels.core.registry import registry
 from sgl_kernels.core.replay import compare, load_dump, replay, restore
 from sgl_kernels.core.settings import Settings, TraceSettings
+from sgl_kernels.core.verdict import Selection
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +32,6 @@ def _fresh() -> Iterator[None]:
 
 def call(tmp_path: Path, function: Any, *args: Any, level: int = 10, **trace: Any) -> Any:
     """`function` with dumps below tmp_path/dumps and the log in tmp_path/log."""
-    from sgl_kernels.core.dispatch import activate
-
     settings = TraceSettings(level=level, dest=str(tmp_path / "log"), dump_dir=str(tmp_path / "dumps"))
     settings = TraceSettings(**{f: trace.get(f, getattr(settings, f)) for f in settings.__dataclass_fields__})
     base = current().settings
@@ -77,6 +78,12 @@ def test_replay_is_exact_and_judges_both_results(tmp_path: Path) -> None:
     assert replay(str(folder), backend="torch").backend == "torch_sdpa"
     with pytest.raises(UnsupportedError):
         replay(str(folder), backend="fa3" if not torch.cuda.is_available() else "mlx")
+    assert replay(str(folder), device="cpu").device == "cpu"
+    with pytest.raises(ConfigError, match="device is 'cude'; expected one of cuda"):
+        replay(str(folder), device="cude")
+    if not torch.xpu.is_available():
+        with pytest.raises(ConfigError, match="which this machine does not have"):
+            replay(str(folder), device="xpu")
     assert len(folders(tmp_path)) == 1, "a replay dumps nothing"
 
 
@@ -119,22 +126,21 @@ def test_include_and_exclude(tmp_path: Path, include: Any, exclude: Any, expecte
     assert {json.loads((f / "call.json").read_text())["op"] for f in folders(tmp_path)} == expected
 
 
-def test_an_exception_is_kept_in_the_dump(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_trace import OP, SELECTION
-
+def test_an_exception_is_kept_in_the_dump(tmp_path: Path) -> None:
     from sgl_kernels.core.trace import traced
 
     def fail(*args: Any) -> Any:
         raise RuntimeError("illegal memory access")
 
     settings = TraceSettings(level=10, dest=str(tmp_path / "log"), dump_dir=str(tmp_path / "dumps"))
+    selection = Selection("rms_norm", (), Device("cpu"), "mine", "rank 7", ())
     with pytest.raises(RuntimeError, match="illegal"):
-        traced(fail, OP, SELECTION, settings)(torch.ones(2), None, float("inf"))
+        traced(fail, registry.op("rms_norm"), selection, settings)(torch.ones(2), None, float("inf"), 0.0)
     (folder,) = folders(tmp_path)
     stored = load_dump(str(folder))
-    assert stored.status == "raised" and stored.args[2] == float("inf")
+    assert stored.status == "raised" and stored.args[1:] == (None, float("inf"), 0.0)
     assert stored.record["exception"]["message"] == "illegal memory access"
-    assert "fail" in "".join(stored.record["exception"]["traceback"])
+    assert "in fail" in "".join(stored.record["exception"]["traceback"])
 
 
 def test_calls_and_bytes_are_limited(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
