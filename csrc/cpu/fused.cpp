@@ -1,0 +1,23 @@
+// Chooses the table of kernels for this machine.
+#include "isa.h"
+#include "kernels.h"
+
+namespace sgl_kernels {
+
+const Kernels& kernels() {
+#if defined(__x86_64__)
+  switch (isa_level()) {
+    case Isa::avx512:
+    case Isa::avx512bf16:
+      return avx512::kKernels;
+    case Isa::avx2:
+      return avx2::kKernels;
+    default:
+      return baseline::kKernels;
+  }
+#else
+  return baseline::kKernels;  // on aarch64 the baseline is NEON
+#endif
+}
+
+}  // namespace sgl_kernels

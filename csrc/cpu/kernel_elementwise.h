@@ -1,0 +1,123 @@
+// Modulation and activations: one read of each input, one write.
+#pragma once
+
+#include "kernel_common.h"
+#include "vec_math.h"
+
+namespace sgl_kernels {
+namespace SGL_ISA {
+
+template <Activation kind, bool exact>
+SGL_INLINE F activated(F v) {
+  switch (kind) {
+    case Activation::silu:
+      return silu<exact>(v);
+    case Activation::gelu_tanh:
+      return gelu_tanh<exact>(v);
+    case Activation::gelu_erf:
+      return gelu_erf<exact>(v);
+    default:
+      return v;
+  }
+}
+
+template <Activation kind, class T>
+SGL_INLINE Pair activated(Pair v) {
+  return {activated<kind, !kHalf<T>>(v.a), activated<kind, !kHalf<T>>(v.b)};
+}
+
+// f(i, count) for every block of a row, count being kBlock but for the last.
+template <class Block>
+SGL_INLINE void for_blocks(int64_t dim, Block f) {
+  int64_t i = 0;
+  for (; i + kBlock <= dim; i += kBlock) {
+    f(i, kBlock);
+  }
+  if (i < dim) {
+    f(i, dim - i);
+  }
+}
+
+template <bool with_residual, bool shifted, class T>
+static void modulate_rows(const ModulateArgs& args) {
+  for (int64_t r = 0; r < args.rows; ++r) {
+    const T* x = row<T>(args.x, args.x_step, r);
+    const T* residual = with_residual ? row<T>(args.residual, args.residual_step, r) : nullptr;
+    T* out = row<T>(args.out, args.out_step, r);
+    for_blocks(args.dim, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+      const Pair v = load(x + i, count), gain = load(args.gain + i);
+      Pair base = {};
+      if constexpr (with_residual) {
+        base = load(residual + i, count);
+      } else if constexpr (shifted) {
+        base = load(args.shift + i);
+      }
+      const Pair result = with_residual || shifted
+                              ? Pair{fma(v.a, gain.a, base.a), fma(v.b, gain.b, base.b)}
+                              : Pair{v.a * gain.a, v.b * gain.b};
+      put(out + i, result, count, args.stream);
+    });
+  }
+  if (args.stream) {
+    finish_streaming();
+  }
+}
+
+static void modulate(const ModulateArgs& args) {
+  by_dtype(args.dtype, [&](auto* type) {
+    using T = SGL_TYPE_OF(type);
+    if (args.residual != nullptr) {
+      modulate_rows<true, false, T>(args);
+    } else if (args.shift != nullptr) {
+      modulate_rows<false, true, T>(args);
+    } else {
+      modulate_rows<false, false, T>(args);
+    }
+  });
+}
+
+template <Activation kind, bool gated, class T>
+static void activate_rows(const ActivateArgs& args) {
+  for (int64_t r = 0; r < args.rows; ++r) {
+    const T* x = row<T>(args.x, args.x_step, r);
+    const T* up = gated ? row<T>(args.up, args.up_step, r) : nullptr;
+    T* out = row<T>(args.out, args.out_step, r);
+    for_blocks(args.dim, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+      Pair v = activated<kind, T>(load(x + i, count));
+      if constexpr (gated) {
+        const Pair factor = load(up + i, count);
+        v = {v.a * factor.a, v.b * factor.b};
+      }
+      put(out + i, v, count, args.stream);
+    });
+  }
+  if (args.stream) {
+    finish_streaming();
+  }
+}
+
+template <Activation kind, class T>
+SGL_INLINE void activate_as(const ActivateArgs& args) {
+  if (args.up != nullptr) {
+    activate_rows<kind, true, T>(args);
+  } else {
+    activate_rows<kind, false, T>(args);
+  }
+}
+
+static void activate(const ActivateArgs& args) {
+  by_dtype(args.dtype, [&](auto* type) {
+    using T = SGL_TYPE_OF(type);
+    switch (args.activation) {
+      case Activation::silu:
+        return activate_as<Activation::silu, T>(args);
+      case Activation::gelu_tanh:
+        return activate_as<Activation::gelu_tanh, T>(args);
+      default:
+        return activate_as<Activation::gelu_erf, T>(args);
+    }
+  });
+}
+
+}  // namespace SGL_ISA
+}  // namespace sgl_kernels

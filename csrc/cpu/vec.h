@@ -1,0 +1,379 @@
+// The only file of the norm-like kernels that knows the instruction set: vectors of fp32, loads, stores, conversions.
+//
+// A kernel body includes this file and is compiled once per instruction set, each time in the namespace SGL_ISA, so
+// no symbol of one level can replace a symbol of another. Nothing here includes a header with inline functions of
+// the standard library, for the same reason. Arithmetic uses the compiler's vector types (+ - * / < on lanes).
+#pragma once
+
+#include <cstdint>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+#if defined(__AVX512BW__)
+#define SGL_ISA avx512
+#define SGL_LANES 16
+#elif defined(__AVX2__)
+#define SGL_ISA avx2
+#define SGL_LANES 8
+#else
+#define SGL_ISA baseline
+#define SGL_LANES 4
+#endif
+#define SGL_INLINE static inline __attribute__((always_inline))
+
+namespace sgl_kernels {
+namespace SGL_ISA {
+
+constexpr int kLanes = SGL_LANES;
+constexpr int kBlock = 2 * kLanes;  // elements of one Pair, the unit every loop works in
+
+typedef float F __attribute__((vector_size(4 * SGL_LANES)));
+typedef uint32_t U __attribute__((vector_size(4 * SGL_LANES)));
+
+struct Pair {
+  F a, b;
+};
+
+// Storage types. A block of bf16 is kept as its even elements and its odd elements (two bit operations to load, three
+// to store, no shuffle), a block of anything else as its first and its second half. "Block order" names that order:
+// whatever meets a bf16 row, a weight say, is brought into it once, by in_block_order.
+struct Bf16 {
+  uint16_t bits;
+};
+struct Fp16 {
+  uint16_t bits;
+};
+template <class T>
+constexpr bool kEvenOdd = false;
+template <>
+constexpr bool kEvenOdd<Bf16> = true;
+template <class T>
+constexpr bool kHalf = sizeof(T) == 2;  // short polynomials suffice
+
+// ---- lanes ----------------------------------------------------------------------------------------------------
+
+SGL_INLINE F splat(float value) { return value - F{}; }
+
+SGL_INLINE F fma(F a, F b, F c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+  return vfmaq_f32(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
+
+SGL_INLINE float sum(F v) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_ps(v);
+#else
+  float total[kLanes];
+  __builtin_memcpy(total, &v, sizeof v);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) {
+      total[i] += total[i + width];
+    }
+  }
+  return total[0];
+#endif
+}
+
+SGL_INLINE F load_vector(const float* from) {
+  F v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+SGL_INLINE float square_root(float value) { return __builtin_sqrtf(value); }
+
+// 1 / v to fp32 accuracy for v in [1, 2^126], NaN kept. The 512-bit division costs 16 cycles, this 3 operations.
+template <bool exact>
+SGL_INLINE F reciprocal(F v) {
+#if defined(__AVX512F__)
+  const F guess = _mm512_rcp14_ps(v);
+  if constexpr (!exact) {
+    return guess;
+  }
+  return fma(guess, splat(1.0f) - v * guess, guess);
+#else
+  return 1.0f / v;
+#endif
+}
+
+// ---- order inside a block ---------------------------------------------------------------------------------------
+
+#if SGL_LANES == 16
+#define SGL_EVENS 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30
+#define SGL_ODDS 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31
+#define SGL_LOWS 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define SGL_HIGHS 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#elif SGL_LANES == 8
+#define SGL_EVENS 0, 2, 4, 6, 8, 10, 12, 14
+#define SGL_ODDS 1, 3, 5, 7, 9, 11, 13, 15
+#define SGL_LOWS 0, 8, 1, 9, 2, 10, 3, 11
+#define SGL_HIGHS 4, 12, 5, 13, 6, 14, 7, 15
+#else
+#define SGL_EVENS 0, 2, 4, 6
+#define SGL_ODDS 1, 3, 5, 7
+#define SGL_LOWS 0, 4, 1, 5
+#define SGL_HIGHS 2, 6, 3, 7
+#endif
+
+SGL_INLINE Pair even_odd(Pair v) {
+  return {__builtin_shufflevector(v.a, v.b, SGL_EVENS), __builtin_shufflevector(v.a, v.b, SGL_ODDS)};
+}
+
+SGL_INLINE Pair sequential(Pair v) {
+  return {__builtin_shufflevector(v.a, v.b, SGL_LOWS), __builtin_shufflevector(v.a, v.b, SGL_HIGHS)};
+}
+
+// ---- one block, raw ---------------------------------------------------------------------------------------------
+// Raw<T> is kBlock elements of T in registers: one vector of 16-bit elements, two of fp32.
+
+template <class T>
+struct Raw {
+  U bits;
+};
+template <>
+struct Raw<float> {
+  F a, b;
+};
+
+template <class T>
+SGL_INLINE Raw<T> read(const T* from) {
+  Raw<T> raw;
+  __builtin_memcpy(&raw, from, sizeof raw);
+  return raw;
+}
+
+template <class T>
+SGL_INLINE void write(T* to, Raw<T> raw) {
+  __builtin_memcpy(to, &raw, sizeof raw);
+}
+
+// The first `count` elements, 0 < count < kBlock; the rest read as zero and are not written.
+#if defined(__AVX512BW__)
+template <class T>
+SGL_INLINE Raw<T> read(const T* from, int64_t count) {
+  const __mmask32 mask = (1u << count) - 1u;
+  if constexpr (kHalf<T>) {
+    return {(U)_mm512_maskz_loadu_epi16(mask, from)};
+  } else {
+    return {_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), from),
+            _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16), from + kLanes)};
+  }
+}
+
+template <class T>
+SGL_INLINE void write(T* to, Raw<T> raw, int64_t count) {
+  const __mmask32 mask = (1u << count) - 1u;
+  if constexpr (kHalf<T>) {
+    _mm512_mask_storeu_epi16(to, mask, (__m512i)raw.bits);
+  } else {
+    _mm512_mask_storeu_ps(to, static_cast<__mmask16>(mask), raw.a);
+    _mm512_mask_storeu_ps(to + kLanes, static_cast<__mmask16>(mask >> 16), raw.b);
+  }
+}
+#else
+template <class T>
+SGL_INLINE Raw<T> read(const T* from, int64_t count) {
+  Raw<T> raw = {};
+  __builtin_memcpy(&raw, from, count * sizeof(T));
+  return raw;
+}
+
+template <class T>
+SGL_INLINE void write(T* to, Raw<T> raw, int64_t count) {
+  __builtin_memcpy(to, &raw, count * sizeof(T));
+}
+#endif
+
+// Past the caches: `to` is aligned to the vector.
+template <class T>
+SGL_INLINE void stream(T* to, Raw<T> raw) {
+  U parts[sizeof(Raw<T>) / sizeof(U)];
+  __builtin_memcpy(parts, &raw, sizeof raw);
+  for (unsigned i = 0; i < sizeof(Raw<T>) / sizeof(U); ++i) {
+    char* place = reinterpret_cast<char*>(to) + i * sizeof(U);
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(place), (__m512i)parts[i]);
+#elif defined(__AVX2__)
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(place), (__m256i)parts[i]);
+#elif defined(__x86_64__)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(place), (__m128i)parts[i]);
+#else
+    __builtin_memcpy(place, &parts[i], sizeof(U));
+#endif
+  }
+}
+
+SGL_INLINE void finish_streaming() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
+// ---- conversion -------------------------------------------------------------------------------------------------
+
+// To bf16 with ties to even, the result in the upper halves. A NaN that arithmetic made has its quiet bit up there,
+// so leaving the rounding out keeps it NaN; rounding could carry it into the sign.
+SGL_INLINE U round_to_bf16(F v) {
+  const U bits = (U)v;
+  const U bump = 0x7fffu + ((bits >> 16) & 1u);
+#if defined(__AVX512F__)
+  return (U)_mm512_mask_add_epi32((__m512i)bits, _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q), (__m512i)bits, (__m512i)bump);
+#else
+  return bits + (bump & (U)(v == v));
+#endif
+}
+
+SGL_INLINE float fp16_to_float(uint16_t half) {
+#if defined(__aarch64__)
+  __fp16 value;
+  __builtin_memcpy(&value, &half, sizeof value);
+  return value;
+#else
+  // The exponent moves by 112; subnormals come right by a multiplication, inf and NaN by a second move.
+  const uint32_t magnitude = half & 0x7fffu;
+  uint32_t bits = magnitude << 13;
+  float value;
+  if (magnitude >= 0x7c00u) {
+    bits += 224u << 23;
+    __builtin_memcpy(&value, &bits, sizeof value);
+  } else {
+    __builtin_memcpy(&value, &bits, sizeof value);
+    value *= 0x1p112f;
+  }
+  return half & 0x8000u ? -value : value;
+#endif
+}
+
+SGL_INLINE uint16_t float_to_fp16(float value) {
+#if defined(__aarch64__)
+  const __fp16 half = static_cast<__fp16>(value);
+  uint16_t bits;
+  __builtin_memcpy(&bits, &half, sizeof bits);
+  return bits;
+#else
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  bits &= 0x7fffffffu;
+  if (bits > 0x7f800000u) {
+    return static_cast<uint16_t>(sign | 0x7e00u);
+  }
+  if (bits >= 0x477ff000u) {  // 65520 and above round to infinity
+    return static_cast<uint16_t>(sign | 0x7c00u);
+  }
+  if (bits < 0x38800000u) {  // below 2^-14: adding 0.5 aligns the subnormal and rounds it to even
+    float shifted;
+    __builtin_memcpy(&shifted, &bits, sizeof shifted);
+    shifted += 0.5f;
+    __builtin_memcpy(&bits, &shifted, sizeof bits);
+    return static_cast<uint16_t>(sign | (bits - 0x3f000000u));
+  }
+  bits += 0xc8000fffu + ((bits >> 13) & 1u);
+  return static_cast<uint16_t>(sign | (bits >> 13));
+#endif
+}
+
+#if !defined(__F16C__)
+// Out of line: inlined into every loop they would make half of the library.
+static __attribute__((noinline)) void fp16_to_floats(const uint16_t* half, float* value) {
+  for (int i = 0; i < kBlock; ++i) {
+    value[i] = fp16_to_float(half[i]);
+  }
+}
+
+static __attribute__((noinline)) void floats_to_fp16(const float* value, uint16_t* half) {
+  for (int i = 0; i < kBlock; ++i) {
+    half[i] = float_to_fp16(value[i]);
+  }
+}
+#endif
+
+SGL_INLINE Pair widen(Raw<float> raw) { return {raw.a, raw.b}; }
+SGL_INLINE Pair widen(Raw<Bf16> raw) { return {(F)(raw.bits << 16), (F)(raw.bits & 0xffff0000u)}; }
+SGL_INLINE Pair widen(Raw<Fp16> raw) {
+#if defined(__AVX512F__)
+  const __m512i bits = (__m512i)raw.bits;
+  return {_mm512_cvtph_ps(_mm512_castsi512_si256(bits)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64(bits, 1))};
+#elif defined(__F16C__)
+  const __m256i bits = (__m256i)raw.bits;
+  return {_mm256_cvtph_ps(_mm256_castsi256_si128(bits)), _mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1))};
+#else
+  uint16_t half[kBlock];
+  float value[kBlock];
+  __builtin_memcpy(half, &raw, sizeof half);
+  fp16_to_floats(half, value);
+  Pair v;
+  __builtin_memcpy(&v, value, sizeof v);
+  return v;
+#endif
+}
+
+template <class T>
+SGL_INLINE Raw<T> narrow(Pair v) {
+  if constexpr (sizeof(T) == 4) {
+    return {v.a, v.b};
+  } else if constexpr (kEvenOdd<T>) {
+    return {(round_to_bf16(v.a) >> 16) | (round_to_bf16(v.b) & 0xffff0000u)};
+  } else {
+#if defined(__AVX512F__)
+    const __m256i low = _mm512_cvtps_ph(v.a, _MM_FROUND_TO_NEAREST_INT);
+    return {(U)_mm512_inserti64x4(_mm512_castsi256_si512(low), _mm512_cvtps_ph(v.b, _MM_FROUND_TO_NEAREST_INT), 1)};
+#elif defined(__F16C__)
+    const __m128i low = _mm256_cvtps_ph(v.a, _MM_FROUND_TO_NEAREST_INT);
+    return {(U)_mm256_inserti128_si256(_mm256_castsi128_si256(low),
+                                       _mm256_cvtps_ph(v.b, _MM_FROUND_TO_NEAREST_INT), 1)};
+#else
+    float value[kBlock];
+    uint16_t half[kBlock];
+    __builtin_memcpy(value, &v, sizeof v);
+    floats_to_fp16(value, half);
+    Raw<T> raw;
+    __builtin_memcpy(&raw, half, sizeof half);
+    return raw;
+#endif
+  }
+}
+
+template <class T>
+SGL_INLINE Pair load(const T* from) {
+  return widen(read(from));
+}
+
+// A whole block, or its first `count` elements where fewer remain; the others are zero.
+template <class T>
+SGL_INLINE Pair load(const T* from, int64_t count) {
+  return widen(count >= kBlock ? read(from) : read(from, count));
+}
+
+template <class T>
+SGL_INLINE void store(T* to, Pair v, int64_t count) {
+  if (count >= kBlock) {
+    write(to, narrow<T>(v));
+  } else {
+    write(to, narrow<T>(v), count);
+  }
+}
+
+// Two sequential vectors of any storage, brought into the block order of T.
+template <class T>
+SGL_INLINE Pair in_block_order(Pair v) {
+  if constexpr (kEvenOdd<T>) {
+    return even_odd(v);
+  } else {
+    return v;
+  }
+}
+
+}  // namespace SGL_ISA
+}  // namespace sgl_kernels
