@@ -49,7 +49,13 @@ def _group_norm(
         return norm.group_norm(x, num_groups, weight, bias, eps, activation)
     wide = x if all(t is None or t.dtype is x.dtype for t in (weight, bias)) else _wide(x)
     y = F.group_norm(wide, num_groups, _like(weight, wide), _like(bias, wide), eps)
-    return (F.silu(y) if activation == "silu" else y).to(x.dtype)
+    return _laid_out_like((F.silu(y) if activation == "silu" else y).to(x.dtype), x)
+
+
+def _laid_out_like(y: Tensor, x: Tensor) -> Tensor:
+    """`y` with the strides that empty_like(x) has, which the compiler was promised; torch drops those of (N, C, L)."""
+    promised = torch.empty_like(x)
+    return y if y.stride() == promised.stride() else promised.copy_(y)
 
 
 def _norm_scale_shift(

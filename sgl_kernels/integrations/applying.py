@@ -131,7 +131,12 @@ def _roots(model: Any) -> list[tuple[str, nn.Module]]:
 
 def _hook_attention(path: str, module: Any, backend: str | None) -> None:
     hook = Hook(
-        path, role_of(path, module), backend, previous=module.__dict__.get("forward"), needs_sdpa=True
+        path,
+        type(module).forward,
+        role_of(path, module),
+        backend,
+        previous=module.__dict__.get("forward"),
+        needs_sdpa=True,
     )
     processor: Any = getattr(module, "processor", None)
     member = _dispatcher_name() if hasattr(processor, "_attention_backend") else None
@@ -159,7 +164,7 @@ def _swap_norm(path: str, module: nn.Module, backend: str | None) -> bool:
     replacement = replace.replacement_for(module)
     if replacement is None:
         return False
-    attach(module, norm_forward, Hook(path, backend=backend, replacement=replacement))
+    attach(module, norm_forward, Hook(path, type(module).forward, backend=backend, replacement=replacement))
     return True
 
 
@@ -172,4 +177,6 @@ def _pair_silu(root: nn.Module) -> None:
                 continue
             hook.replacement = replace.group_norm_silu
             if not is_ours(act):
-                attach(act, norm_forward, Hook(f"{name}.act", replacement=replace.marked_silu))
+                attach(
+                    act, norm_forward, Hook(f"{name}.act", type(act).forward, replacement=replace.marked_silu)
+                )

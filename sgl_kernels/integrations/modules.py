@@ -30,6 +30,7 @@ class Hook:
     def __init__(
         self,
         layer: str,
+        own: Callable[..., Any],
         role: str = "",
         backend: str | None = None,
         replacement: Replacement | None = None,
@@ -41,6 +42,7 @@ class Hook:
         self.backend = backend
         self.replacement = replacement  # None: run the module's own forward, in our scope
         self.previous = previous  # an instance-level forward that was there before us
+        self.own: Callable[..., Any] = own  # the class's forward; dynamo cannot look it up on every class
         self.active = True
         self.processor: tuple[Any, Any] | None = None  # diffusers: (theirs, our copy)
         self.hold = torch_hook.hold() if needs_sdpa else None
@@ -127,7 +129,7 @@ def norm_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
 def _own(module: nn.Module, hook: Hook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if hook.previous is not None:
         return hook.previous(*args, **kwargs)
-    return type(module).forward(module, *args, **kwargs)
+    return hook.own(module, *args, **kwargs)
 
 
 def found(module: nn.Module) -> Hook | None:

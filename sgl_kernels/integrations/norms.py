@@ -25,7 +25,9 @@ Replacement = Callable[..., Any]
 
 
 def _stock(module: Any, *args: Any, **kwargs: Any) -> Any:
-    return type(module).forward(module, *args, **kwargs)
+    hook = module.__dict__.get(HOOK)
+    own = type(module).forward if hook is None else hook.own
+    return own(module, *args, **kwargs)
 
 
 def _fits(x: Any, *weights: Tensor | None) -> bool:

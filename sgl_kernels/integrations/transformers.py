@@ -205,7 +205,9 @@ def hook(model: nn.Module, prefix: str, backend: str | None) -> list[str]:
             path = ".".join(part for part in (prefix, name) if part)
             role = "cross" if "cross" in name.lower() or "encoder_attn" in name.lower() else "self"
             attach(
-                module, attention_forward, Hook(path, role, backend, previous=module.__dict__.get("forward"))
+                module,
+                attention_forward,
+                Hook(path, type(module).forward, role, backend, previous=module.__dict__.get("forward")),
             )
             layers.append(path)
     before = [(ours, ours._attn_implementation) for _, ours in configs.values()]
