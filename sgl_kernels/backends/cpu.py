@@ -1,0 +1,45 @@
+"""Norms, rope, modulation and activations in C++: AVX-512, AVX2, SSE2 or NEON (csrc/cpu)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from sgl_kernels.core.implementation import Implementation
+from sgl_kernels.core.requires import FLOATS, Requires
+
+CPU = Requires(platforms=frozenset({"cpu"}), dtypes=FLOATS)
+
+
+def _loader(op: str) -> Callable[[Any], Callable[..., Any]]:
+    def load_op(config: Any) -> Callable[..., Any]:
+        from sgl_kernels.kernels.cpu.loader import load
+
+        reason = load()
+        if reason is not None:
+            raise RuntimeError(reason)
+        return getattr(torch.ops.sgl_kernels_cpu, op).default  # type: ignore[no-any-return]
+
+    return load_op
+
+
+def _implementation(op: str, doc: str) -> Implementation:
+    return Implementation(op=op, backend="cpu", rank=50, load=_loader(op), requires=CPU, doc=doc)
+
+
+IMPLEMENTATIONS = (
+    _implementation("rms_norm", "one pass, fp32 statistics"),
+    _implementation("layer_norm", "one pass, two-pass variance in cache"),
+    _implementation("group_norm", "channels first or last without a copy, SiLU fused"),
+    _implementation("norm_scale_shift", "norm and modulation in one pass"),
+    _implementation("residual_gate_norm_scale_shift", "residual, gate, norm and modulation in one pass"),
+    _implementation("apply_rope", "any strides, one pass"),
+    _implementation("qk_norm_rope", "norm and rotation of q and k in one pass"),
+    _implementation("scale_shift", "one pass in fp32"),
+    _implementation("gate_residual", "one pass in fp32"),
+    _implementation("silu_mul", "one pass, halves or two tensors by stride"),
+    _implementation("gelu_tanh", "own polynomial exponential"),
+    _implementation("gelu_mul", "tanh or exact, one pass"),
+)
