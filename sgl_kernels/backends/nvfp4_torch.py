@@ -11,11 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgl_kernels.core.implementation import Implementation
-from sgl_kernels.core.verdict import Reason, Rejected
 from sgl_kernels.ops.nvfp4 import reference
 from sgl_kernels.ops.nvfp4.formats import ScaledTensor, parse_format
 from sgl_kernels.ops.nvfp4.layouts import PANEL, to_layout
-from sgl_kernels.ops.nvfp4.spec import LinearFacts
 
 SLICE_ELEMENTS = 1 << 22  # 16 MiB of fp32 values at once, about four times that in temporaries
 
@@ -84,6 +82,11 @@ def _linear(
         w = to_layout(w, "linear")
     dtype = _compute_dtype(x)
     a = reference.quantised_activation(x, activation, input_scale, dtype).reshape(-1, shape[1])
+    if (
+        activation != "bf16" and x.requires_grad
+    ):  # straight through: the gradient passes as if x were not rounded
+        wide_x = x.to(dtype).reshape(a.shape)
+        a = a + (wide_x - wide_x.detach())
     steps = _slices(*shape)
     parts = []
     for i in steps:
@@ -107,16 +110,6 @@ def _rows(w: ScaledTensor, begin: int, end: int) -> ScaledTensor:
     return to_layout(replace(w, data=panels, shape=shape), "linear")
 
 
-def _rejects_linear(f: LinearFacts) -> Rejected | None:
-    if f.needs_grad and f.activation != "bf16":
-        return Rejected(
-            Reason.GRAD,
-            f"activation={f.activation!r} rounds x, which has no gradient",
-            "use activation='bf16'",
-        )
-    return None
-
-
 def _floor(op: str, run: Callable[..., Any], **more: Any) -> Implementation:
     return Implementation(
         op=op, backend="torch_sdpa", load=lambda config: run, doc="plain torch in slices, any device", **more
@@ -126,5 +119,5 @@ def _floor(op: str, run: Callable[..., Any], **more: Any) -> Implementation:
 IMPLEMENTATIONS = (
     _floor("nvfp4_quantize", _quantize, traceable=True),
     _floor("nvfp4_dequantize", _dequantize),
-    _floor("nvfp4_linear", _linear, rejects=_rejects_linear, differentiable=True),
+    _floor("nvfp4_linear", _linear, differentiable=True),
 )

@@ -86,7 +86,7 @@ class NVFP4Linear(nn.Module):
 
     def set_weight(self, value: ScaledTensor) -> None:
         """Hold another quantised weight of the same format and shape, in any layout."""
-        if value.format is not self.format or tuple(value.shape) != (self.out_features, self.in_features):
+        if value.format != self.format or tuple(value.shape) != (self.out_features, self.in_features):
             raise ValueError(
                 f"NVFP4Linear: weight is {value.format.name} {tuple(value.shape)}, expected {self.format.name} "
                 f"({self.out_features}, {self.in_features})"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import pickle
 
 import pytest
 import torch
@@ -34,12 +33,10 @@ def test_state_dict_has_modelopts_names_before_and_after_the_first_forward():
     before = layer.state_dict()
     layer(torch.randn(1, 64))
     after = layer.state_dict()
-    assert list(after) == ["bias", "weight", "weight_scale", "weight_scale_2", "input_scale"] or set(after) == {
-        "weight", "weight_scale", "weight_scale_2", "input_scale", "bias",
-    }  # fmt: skip
+    assert set(after) == {"weight", "weight_scale", "weight_scale_2", "input_scale", "bias"}
     assert after["weight"].shape == (40, 32) and after["weight_scale"].shape == (40, 4)
     for name, value in before.items():
-        assert torch.equal(value.view(torch.uint8), after[name].view(torch.uint8)) or value.ndim == 0
+        assert torch.equal(value.reshape(-1).view(torch.uint8), after[name].reshape(-1).view(torch.uint8))
 
 
 def test_state_dict_round_trip_restores_every_bit():
@@ -61,12 +58,17 @@ def test_wrong_shapes_do_not_load():
         NVFP4Linear(64, 40).load_state_dict(NVFP4Linear(64, 48).state_dict())
 
 
-def test_copies_and_pickles_are_independent():
+def test_copies_and_saved_modules_are_independent():
     a = NVFP4Linear.from_linear(nn.Linear(64, 40))
     x = torch.randn(2, 64)
     a(x)
-    for b in (copy.deepcopy(a), pickle.loads(pickle.dumps(a))):
+    buffer = io.BytesIO()
+    torch.save(a, buffer)
+    buffer.seek(0)
+    for b in (copy.deepcopy(a), torch.load(buffer, weights_only=False)):
         assert torch.equal(a(x), b(x))
+        b.half()
+    assert a.bias.dtype is torch.float32
 
 
 def test_changing_dtype_keeps_the_quantised_bytes():
@@ -137,7 +139,7 @@ def test_include_and_exclude_are_globs():
     report = quantize_model(model, include="inner.*", exclude=["*.2"])
     assert [r.name for r in report.quantised] == ["inner.0"]
     assert {r.reason for r in report if not r.quantised} == {"excluded", "not included"}
-    with pytest.raises(ValueError, match="'blocks.\\*' matches no linear layer"):
+    with pytest.raises(ValueError, match=r"'blocks\.\*' matches no linear layer"):
         quantize_model(model, include="blocks.*")
 
 

@@ -174,7 +174,7 @@ def for_device(weight: ScaledTensor) -> ScaledTensor:
 
 def preferred_layout(weight: ScaledTensor) -> str:
     """ "cpu_packed" where the C++ kernels can run (AVX-512) and the scales are finite, else the layout as it is."""
-    if weight.device.type != "cpu" or weight.layout != "linear" or weight.format is not NVFP4:
+    if weight.device.type != "cpu" or weight.layout != "linear" or weight.format != NVFP4:
         return weight.layout
     if len(weight.shape) != 2 or not cpu_arch().startswith("avx512") or weight.data.numel() == 0:
         return weight.layout

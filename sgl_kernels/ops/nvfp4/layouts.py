@@ -113,7 +113,7 @@ def _unswizzle(scale: Tensor, tall: int) -> Tensor:
 
 
 def _pack(x: ScaledTensor) -> ScaledTensor:
-    if x.format is not NVFP4:
+    if x.format != NVFP4:
         raise ValueError(f"format is {x.format.name}; layout 'cpu_packed' holds nvfp4 only")
     scale = _bytes(x.block_scale)
     if scale.numel() and int(scale.max()) > MAX_FINITE_E4M3:
