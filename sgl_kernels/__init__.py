@@ -33,5 +33,11 @@ from sgl_kernels.ops.norm.api import layer_norm as layer_norm
 from sgl_kernels.ops.norm.api import norm_scale_shift as norm_scale_shift
 from sgl_kernels.ops.norm.api import residual_gate_norm_scale_shift as residual_gate_norm_scale_shift
 from sgl_kernels.ops.norm.api import rms_norm as rms_norm
+from sgl_kernels.ops.nvfp4.api import nvfp4_dequantize as nvfp4_dequantize
+from sgl_kernels.ops.nvfp4.api import nvfp4_linear as nvfp4_linear
+from sgl_kernels.ops.nvfp4.api import nvfp4_quantize as nvfp4_quantize
+from sgl_kernels.ops.nvfp4.formats import MXFP4 as MXFP4
+from sgl_kernels.ops.nvfp4.formats import NVFP4 as NVFP4
+from sgl_kernels.ops.nvfp4.formats import ScaledTensor as ScaledTensor
 from sgl_kernels.ops.rope.api import apply_rope as apply_rope
 from sgl_kernels.ops.rope.api import qk_norm_rope as qk_norm_rope
