@@ -1,0 +1,103 @@
+"""The tuning table: launch parameters for each architecture family, as frozen data; knows no Triton.
+
+No decorator searches at run time. A row here is a default; a measured winner from a tuning file replaces it. Rows are
+the largest tiles that spill no register in any variant of the kernel and fit the shared memory of the smallest chip of
+the family: `make triton-aot` compiles them all without a device, and its budgets are committed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+MAX_HEAD_DIM = 256
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionConfig:
+    """Launch parameters of the attention kernel; `fp32_dot` is how fp32 inputs are multiplied."""
+
+    block_m: int
+    block_n: int
+    num_warps: int
+    num_stages: int
+    fp32_dot: str = "ieee"  # "ieee", or "tf32x3" where tensor cores give fp32 accuracy in three passes
+
+
+@dataclass(frozen=True, slots=True)
+class NormConfig:
+    """A program holds `tile` elements (several short rows); rows wider than `max_block` are walked in chunks."""
+
+    tile: int
+    max_block: int
+    num_warps: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupNormConfig:
+    """Tiles are (channels, positions) of `tile` elements; one program walks a chunk of `tiles` of them."""
+
+    tile: int
+    tiles: int
+    num_warps: int
+
+
+@dataclass(frozen=True, slots=True)
+class TileConfig:
+    """Elements for each program of an elementwise kernel, and its warps."""
+
+    tile: int
+    num_warps: int
+
+    def shape(self, columns: int) -> tuple[int, int]:
+        """(rows, columns) of a program's tile beside `columns`-wide rows; both powers of two."""
+        block = min(1 << (columns - 1).bit_length(), self.tile)
+        return self.tile // block, block
+
+
+# family -> kind -> (config for head dims up to 64, up to 128, up to 256). Kinds: "half" (16-bit inputs, any causal
+# flag or window), "masked" (16-bit with a mask tensor or a soft cap: those hold a second tile of scores), "fp32".
+# @@TABLE@@
+ATTENTION: dict[str, dict[str, tuple[AttentionConfig, AttentionConfig, AttentionConfig]]] = {}
+
+INTERPRETER = AttentionConfig(32, 32, 4, 1)
+"""On CPU tensors under TRITON_INTERPRET, where every program costs milliseconds and tests use few tokens."""
+
+
+def attention(
+    family: str, dtype: torch.dtype, head_dim: int, head_dim_v: int, *, masked: bool = False
+) -> AttentionConfig:
+    """The row for a call; `masked` when it has a mask tensor or a soft cap."""
+    if family not in ATTENTION:
+        return INTERPRETER
+    kind = "fp32" if dtype == torch.float32 else "masked" if masked else "half"
+    widest = max(head_dim, head_dim_v)
+    return ATTENTION[family][kind][0 if widest <= 64 else 1 if widest <= 128 else 2]
+
+
+def attention_int8(
+    family: str, dtype: torch.dtype, head_dim: int, head_dim_v: int, *, masked: bool = False
+) -> AttentionConfig:
+    """The row for int8 scores: the int32 scores and their fp32 copy are alive together, as under a mask."""
+    return attention(family, dtype, head_dim, head_dim_v, masked=True)
+
+
+def norm(family: str, width: int) -> NormConfig:
+    """About 16 elements for each thread, so that a row's loads are in flight at once; AMD waves are 64 wide."""
+    if family not in ATTENTION:
+        return NormConfig(tile=2048, max_block=4096, num_warps=4)
+    wave = 64 if family == "cdna" else 32
+    block = min(1 << (width - 1).bit_length(), 16384)
+    threads = min(max(block // 16, 128), 1024)
+    return NormConfig(tile=2048, max_block=16384, num_warps=threads // wave)
+
+
+def group_norm(family: str) -> GroupNormConfig:
+    """Tiles of 2048; eight for each program make 32 groups of a 128 x 256 x 256 image 512 programs."""
+    return GroupNormConfig(tile=2048, tiles=8, num_warps=4)
+
+
+def tile(family: str) -> TileConfig:
+    """For rope, modulation and activations: 16 bytes for each thread of 4 warps, twice over."""
+    return TileConfig(tile=2048, num_warps=4 if family != "cdna" else 2)
