@@ -160,8 +160,6 @@ def _new_folder(root: str, name: str) -> Path:
 
 
 def _record(op: Op, selection: Selection, named: dict[str, Any]) -> dict[str, Any]:
-    from sgl_kernels._version import __version__
-
     return {
         "format": FORMAT,
         "status": SAVED,
@@ -178,7 +176,7 @@ def _record(op: Op, selection: Selection, named: dict[str, Any]) -> dict[str, An
         ],
         "grad": torch.is_grad_enabled(),
         "versions": {
-            "sgl_kernels": __version__,
+            "sgl_kernels": getattr(sys.modules["sgl_kernels"], "__version__", ""),
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
