@@ -7,7 +7,6 @@ namespace sgl_kernels::attention {
 namespace {
 
 using torch::headeronly::ScalarType;
-constexpr int64_t kLongest = int64_t{1} << 28;
 
 Type mask_type(const Tensor& mask) {
   switch (mask.scalar_type()) {
@@ -50,11 +49,7 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q_in, const Tensor& k_in, con
   check_heads(q_in, k_in, v_in, "attention");
   STD_TORCH_CHECK(q_in.size(0) == k_in.size(0), "attention: q has batch ", q_in.size(0), " but k has ", k_in.size(0),
                   "; expand one of them");
-  STD_TORCH_CHECK(causal >= 0 && causal <= 2, "attention: causal is ", causal,
-                  "; expected 0 (none), 1 (bottom-right) or 2 (top-left)");
-  STD_TORCH_CHECK(window_left >= -1 && window_right >= -1, "attention: the window is (", window_left, ", ",
-                  window_right, "); expected -1 (unlimited) or more on each side");
-  STD_TORCH_CHECK(softcap >= 0, "attention: softcap is ", softcap, "; expected a positive number, or 0 for none");
+  check_rule("attention", causal, window_left, window_right, softcap);
   STD_TORCH_CHECK(q_in.size(1) < kLongest && k_in.size(1) < kLongest, "attention: q and k have ", q_in.size(1), " and ",
                   k_in.size(1), " rows; expected fewer than 2^28");
 
@@ -124,6 +119,14 @@ void check_heads(const Tensor& q, const Tensor& k, const Tensor& v, const char* 
   // Scratch space grows with the head sizes; 32-bit arithmetic on them must not overflow.
   STD_TORCH_CHECK(q.size(channel) <= 65536 && v.size(channel) <= 65536 && q.size(head) < (1 << 24), op, ": head_dim ",
                   q.size(channel), ", value head_dim ", v.size(channel), " or ", q.size(head), " heads is out of range");
+}
+
+void check_rule(const char* op, int64_t causal, int64_t window_left, int64_t window_right, double softcap) {
+  STD_TORCH_CHECK(causal >= 0 && causal <= 2, op, ": causal is ", causal,
+                  "; expected 0 (none), 1 (bottom-right) or 2 (top-left)");
+  STD_TORCH_CHECK(window_left >= -1 && window_right >= -1, op, ": the window is (", window_left, ", ", window_right,
+                  "); expected -1 (unlimited) or more on each side");
+  STD_TORCH_CHECK(softcap >= 0, op, ": softcap is ", softcap, "; expected a positive number, or 0 for none");
 }
 
 Tensor rows_contiguous(const Tensor& tensor) {

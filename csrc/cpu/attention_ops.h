@@ -22,6 +22,11 @@ Type check_tensor(const Tensor& tensor, const char* op, const char* name, int64_
 // Checks that a tensor has q's type and that the heads and head sizes of q, k and v fit together.
 void check_heads(const Tensor& q, const Tensor& k, const Tensor& v, const char* op);
 
+constexpr int64_t kLongest = int64_t{1} << 28;  // sequence lengths are below it
+
+// Checks what decides the visible keys, and softcap.
+void check_rule(const char* op, int64_t causal, int64_t window_left, int64_t window_right, double softcap);
+
 // The tensor itself where its last dimension is contiguous, a contiguous copy otherwise.
 Tensor rows_contiguous(const Tensor& tensor);
 
