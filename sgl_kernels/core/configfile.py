@@ -46,7 +46,7 @@ def find_file(path: str, config_root: str) -> str:
     if os.path.isabs(path):
         raise ConfigError(f"SGLANG_DIFFUSION_ATTENTION_CONFIG is {path!r}, and there is no such file")
     looked = ", ".join(str(place.resolve()) for place in places)
-    near = did_you_mean(os.path.basename(path), presets)
+    near = did_you_mean(os.path.basename(path), (*(Path(name).stem for name in presets), *presets))
     raise ConfigError(
         f"SGLANG_DIFFUSION_ATTENTION_CONFIG is {path!r}, and there is no such file; looked in: {looked}{near}"
     )

@@ -30,6 +30,7 @@ CANONICAL: tuple[str, ...] = (
     "musa",
     "mlx",
     "triton",
+    "triton_int8",
     "cpu",
     "sage_cpu",
     "zentorch",

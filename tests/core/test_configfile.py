@@ -314,6 +314,8 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path, monkeypatch
     assert message.startswith("SGLANG_DIFFUSION_ATTENTION_CONFIG is 'h20.yaml', and there is no such file")
     for part in (str(tmp_path), "/nowhere", str(shipped_configs().resolve()), "did you mean 'h200.yaml'?"):
         assert part in message
+    with pytest.raises(ConfigError, match="did you mean 'cpu'"):
+        find_file("cpus", "x")
     with pytest.raises(ConfigError, match=r"is '/no/such.yaml', and there is no such file$"):
         find_file("/no/such.yaml", "x")
 
