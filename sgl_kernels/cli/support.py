@@ -1,0 +1,75 @@
+"""sgl-kernels support-matrix: writes docs/support-matrix.md, or says that it is stale."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sgl_kernels.cli import _common
+from sgl_kernels.cli._common import Json
+
+PAGE = Path("docs/support-matrix.md")
+
+
+def support_matrix(
+    out: Annotated[Path, typer.Option(help="The page; what ran is kept beside it, in a .json file.")] = PAGE,
+    device: Annotated[str, typer.Option(help="The torch device whose backends are run.")] = "cpu",
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit 1 if the page is stale.")
+    ] = False,
+    run: Annotated[
+        bool, typer.Option("--run/--no-run", help="Run the smoke cases of what fits this device.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Which backend serves which op, and how that is known: ran, interpreted, compiled, contract, simulated.
+
+    Evidence of other machines is kept, so running this on each machine adds up.
+    """
+    from sgl_kernels.core.registry import registry
+    from sgl_kernels.tools import support_matrix as matrix
+    from sgl_kernels.tools.report import rich_table
+
+    where = _common.torch_device("--device", device)
+    if not out.parent.is_dir():
+        raise typer.BadParameter(
+            f"--out is '{out}', and {out.parent} is no directory; create it, or go to the checkout"
+        )
+    evidence_file = out.with_suffix(".json")
+    problems: list[str] = []
+    if check:
+        problems = matrix.stale(out, evidence_file, registry, where)
+        evidence = matrix.load_evidence(evidence_file)
+    else:
+        evidence = matrix.load_evidence(evidence_file)
+        if run:
+            total = len(matrix.runnable(registry, where))
+            with _common.progress(total, "smoke cases", as_json) as advance:
+                evidence, problems = matrix.gather(registry, where, evidence, advance)
+        matrix.save_evidence(evidence_file, evidence)
+        out.write_text(matrix.render(registry, evidence), encoding="utf-8")
+    table = matrix.grid(registry, evidence)
+    if as_json:
+        _common.emit_json(
+            {"page": str(out), "problems": problems, "matrix": _cells(table.columns, table.rows)}
+        )
+    elif not check:
+        console = _common.console()
+        console.print(rich_table(table))
+        console.print(f"written: {out}, {evidence_file}")
+    for problem in problems:
+        _common.complain(problem)
+    if problems:
+        if check and not as_json:
+            typer.echo("To write it anew: sgl-kernels support-matrix", err=True)
+        raise typer.Exit(_common.FAILED)
+
+
+def _cells(columns: object, rows: object) -> dict[str, dict[str, str]]:
+    names = [str(c).strip("`") for c in columns][1:]  # type: ignore[attr-defined]
+    return {
+        str(row[0]).strip("`"): {n: str(c) or "no" for n, c in zip(names, row[1:], strict=True)}
+        for row in rows  # type: ignore[attr-defined]
+    }

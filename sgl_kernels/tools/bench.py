@@ -1,0 +1,223 @@
+"""Time a case on every backend that takes it, next to torch, and judge the answers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgl_kernels.core.device import probe
+from sgl_kernels.core.implementation import Fidelity, Implementation
+from sgl_kernels.core.op import Case, Cost, Op
+from sgl_kernels.core.packages import installed_version
+from sgl_kernels.core.registry import Registry, registry
+from sgl_kernels.core.verdict import Rejected
+from sgl_kernels.tools.bench_clock import Timing, clock_of, interleave
+from sgl_kernels.tools.bench_eager import spelling
+from sgl_kernels.tools.bench_oracle import Oracle
+from sgl_kernels.tools.ceilings import Ceilings
+from sgl_kernels.tools.parity import FLOOR, verdict
+
+EAGER, COMPILED = "torch eager", "torch.compile"
+MAX_COPIES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to measure."""
+
+    rounds: int = 15
+    seconds: float = 8.0  # for all candidates of one case together
+    clock: str = "wall"
+    cold_mib: int = 0  # rotate inputs through copies that take at least this much
+    compile: bool = False
+    check: bool = True  # compare with the definition in float64
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Something that serves a case: a bound backend, or plain torch."""
+
+    name: str
+    run: Callable[..., Any]
+    fidelity: str = Fidelity.EXACT.value
+
+
+def workloads(
+    source: Registry = registry,
+    *,
+    ops: Sequence[str] = (),
+    tag: str = "bench",
+    dtypes: Sequence[torch.dtype] = (),
+    matches: Callable[[str], bool] = lambda name: True,
+) -> Iterator[tuple[Op, Case, torch.dtype]]:
+    """Every (op, case, dtype) to measure."""
+    for op in source.ops().values():
+        if ops and op.name not in ops:
+            continue
+        for case in op.cases():
+            if tag in case.tags and matches(case.name):
+                for dtype in case.dtypes:
+                    if not dtypes or dtype in dtypes:
+                        yield op, case, dtype
+
+
+def candidates(
+    op: Op, case: Case, args: tuple[Any, ...], backends: Sequence[str], options: Options, source: Registry
+) -> tuple[list[Candidate], dict[str, str]]:
+    """Who serves the arguments, and a reason for each backend that does not."""
+    device = probe(args[0].device)
+    found: list[Candidate] = []
+    skipped: dict[str, str] = {}
+    for implementation in source.implementations(op.name):
+        name = implementation.backend
+        wanted = not backends or name in backends
+        if name != FLOOR and (not wanted or (case.backends is not None and name not in case.backends)):
+            continue
+        rejected = verdict(op, implementation, args, device, installed_version)
+        run = rejected if rejected is not None else _load(op, implementation, args, source)
+        if isinstance(run, Rejected):
+            skipped[name] = f"{run.reason.value}: {run.detail}"
+        else:
+            found.append(Candidate(name, run, implementation.fidelity.value))
+    plain = spelling(op.name, args)
+    if plain is not None:
+        found.append(Candidate(EAGER, plain))
+        if options.compile:
+            try:
+                compiled = torch.compile(plain, dynamic=False)
+                compiled(*args)
+                found.append(Candidate(COMPILED, compiled))
+            except Exception as error:  # no compiler, or a graph it cannot take: a reason, not a crash
+                skipped[COMPILED] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    return found, skipped
+
+
+def _load(op: Op, implementation: Implementation, args: tuple[Any, ...], source: Registry) -> Any:
+    config = None
+    if implementation.configs is not None:
+        config = implementation.configs(op.facts(*args), probe(args[0].device))[0]
+    return source.loaded(implementation, config)
+
+
+def measure(
+    op: Op,
+    case: Case,
+    dtype: torch.dtype,
+    *,
+    device: torch.device,
+    ceilings: Ceilings,
+    backends: Sequence[str] = (),
+    options: Options = Options(),
+    source: Registry = registry,
+) -> dict[str, Any]:
+    """One row of a result file: every candidate of one case, measured in turns."""
+    first = op.canonical(*case.make(device, dtype, 0))
+    cost = op.cost(*first)
+    with torch.inference_mode():
+        found, skipped = candidates(op, case, first, backends, options, source)
+        copies = _copies(cost, options)
+        sets = [first, *(op.canonical(*case.make(device, dtype, seed)) for seed in range(1, copies))]
+        errors = _errors(op, first, found, skipped, options)
+        found = [c for c in found if c.name not in skipped]
+        calls = {c.name: [_call(c.run, args) for args in sets] for c in found}
+        clock = clock_of(options.clock, device, torch.get_num_threads())
+        times = interleave(calls, device=device, rounds=options.rounds, budget_s=options.seconds, clock=clock)
+    bound, roof = roofline(cost, dtype, ceilings)
+    return {
+        "op": op.name,
+        "family": op.family,
+        "case": case.name,
+        "note": case.note,
+        "dtype": str(dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "tensors": ["x".join(map(str, a.shape)) for a in first if isinstance(a, Tensor)],
+        "flops": cost.flops,
+        "bytes": cost.bytes,
+        "bound": bound,
+        "copies": copies,
+        "clock": options.clock,
+        "candidates": [
+            _row(c, times, cost, bound, _roof_for(c, roof, cost, ceilings), errors.get(c.name)) for c in found
+        ],
+        "skipped": skipped,
+    }
+
+
+def _call(run: Callable[..., Any], args: tuple[Any, ...]) -> Callable[[], Any]:
+    return lambda: run(*args)
+
+
+def _copies(cost: Cost, options: Options) -> int:
+    if not options.cold_mib:
+        return 1
+    return max(1, min(MAX_COPIES, math.ceil((options.cold_mib << 20) / max(1, cost.bytes))))
+
+
+def _errors(
+    op: Op, args: tuple[Any, ...], found: list[Candidate], skipped: dict[str, str], options: Options
+) -> dict[str, dict[str, Any]]:
+    """The error of each candidate; one that raises moves to `skipped`."""
+    oracle = Oracle(op, args) if options.check else None
+    errors = {}
+    for candidate in found:
+        try:
+            out = candidate.run(*args)
+        except Exception as error:  # a backend that accepted the call and fails is a finding, not the end
+            skipped[candidate.name] = (
+                f"FAILED: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            )
+            continue
+        if oracle is not None:
+            errors[candidate.name] = oracle.judge(out).to_dict()
+    return errors
+
+
+def roofline(cost: Cost, dtype: torch.dtype, ceilings: Ceilings) -> tuple[str, float]:
+    """('flops' | 'bytes', the least seconds this machine needs): whichever of the two takes longer."""
+    moving = cost.bytes / (ceilings.bandwidth(cost.bytes) * 1e9)
+    computing = cost.flops / (ceilings.arithmetic(dtype) * 1e9)
+    return ("flops", computing) if computing >= moving else ("bytes", moving)
+
+
+def _roof_for(candidate: Candidate, roof: float, cost: Cost, ceilings: Ceilings) -> float:
+    """A lossy candidate may compute in int8, so its ceiling is that one."""
+    int8 = ceilings.gflops.get("int8")
+    if candidate.fidelity == Fidelity.EXACT.value or not int8:
+        return roof
+    return max(cost.flops / (int8 * 1e9), cost.bytes / (ceilings.bandwidth(cost.bytes) * 1e9))
+
+
+def _row(
+    candidate: Candidate,
+    times: dict[str, Timing],
+    cost: Cost,
+    bound: str,
+    roof: float,
+    error: dict[str, Any] | None,
+) -> dict[str, Any]:
+    timing = times[candidate.name]
+    low, high = timing.spread
+    work = cost.flops if bound == "flops" else cost.bytes
+    row: dict[str, Any] = {
+        "name": candidate.name,
+        "fidelity": candidate.fidelity,
+        "median_ms": timing.median * 1e3,
+        "low_ms": low * 1e3,
+        "high_ms": high * 1e3,
+        "samples": len(timing.samples),
+        "rate": work / timing.median / 1e9,
+        "unit": "GFLOP/s" if bound == "flops" else "GB/s",
+        "percent": 100 * roof / timing.median,
+        "error": error,
+    }
+    for key, base in (("vs_torch", FLOOR), ("vs_eager", EAGER), ("vs_compile", COMPILED)):
+        if base in times:
+            middle, below, above = timing.ratio_to(times[base])
+            row[key] = middle
+            row[f"{key}_spread"] = [below, above]
+    return row

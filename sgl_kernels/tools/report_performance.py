@@ -1,0 +1,168 @@
+"""docs/performance.md, written from the committed result files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sgl_kernels.tools import bench_dispatch
+from sgl_kernels.tools.bench import COMPILED, EAGER
+from sgl_kernels.tools.bench_results import ceilings_table, geometric_mean, load
+from sgl_kernels.tools.parity import FLOOR
+from sgl_kernels.tools.report import Table, markdown_table
+
+INTRO = """# Performance
+
+Written by `sgl-kernels docs` from the files in `benchmarks/results/`; change those, not this page.
+
+Every figure is a ratio or a rate measured side by side in one run: candidates take turns in one process, threads
+are pinned, the allocator keeps its memory, and the ratio is the median of the ratios within each turn. `vs torch`
+is against the torch floor of this library (`torch_sdpa`: torch's own kernels, exact in every case); `vs eager`
+against the op as people spell it in plain torch. `of ceiling` is the share of what the machine itself reached in
+the same run: its matrix product or instruction rate, or its copy bandwidth at the same working set, whichever
+bounds the case. Relative L2 is against the definition in float64.
+
+Measure your own machine with `sgl-kernels bench --out benchmarks/results/NAME/FAMILY.json`, and draw the pictures
+with `sgl-kernels plots`."""
+
+
+def render(results: Path) -> str:
+    """The whole page. It depends on the result files alone."""
+    parts = [INTRO]
+    folders = sorted({path.parent for path in results.rglob("*.json")}) if results.is_dir() else []
+    for folder in folders:
+        section = _machine(folder)
+        if section:
+            parts.append(section)
+    if len(parts) == 1:
+        parts.append("No result file is committed yet.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _machine(folder: Path) -> str:
+    documents = [(path, load(path)) for path in sorted(folder.glob("*.json")) if _is_bench(path)]
+    dispatch = folder / "dispatch.json"
+    if not documents and not dispatch.is_file():
+        return ""
+    first = documents[0][1] if documents else json.loads(dispatch.read_text("utf-8"))
+    machine, versions = first["machine"], first["versions"]
+    parts = [
+        f"## {machine['cpu']}, {machine['device']}",
+        f"torch {versions['torch']}, sgl_kernels {versions['sgl_kernels']}, {machine['cores']} cores.",
+    ]
+    if dispatch.is_file():
+        data = json.loads(dispatch.read_text("utf-8"))
+        parts += [
+            "### The cost of a call",
+            markdown_table(bench_dispatch.table(data)),
+            bench_dispatch.table(data).note,
+        ]
+    for path, document in documents:
+        parts += _family(path, document)
+    return "\n\n".join(parts)
+
+
+def _is_bench(path: Path) -> bool:
+    data = json.loads(path.read_text("utf-8"))
+    return isinstance(data, dict) and "results" in data and "ceilings" in data
+
+
+def _family(path: Path, document: dict[str, Any]) -> list[str]:
+    rows = document["results"]
+    settings = document["settings"]
+    clock = "CPU time of the one thread" if settings.get("clock") == "cpu" else "wall time"
+    parts = [
+        f"### {path.stem}",
+        f"Measured {document['date']}: {clock}, allocator {settings.get('allocator', 'system default')}, "
+        f"file `benchmarks/results/{path.parent.name}/{path.name}`.",
+    ]
+    picture = path.with_suffix(".png")
+    if picture.is_file():
+        parts.append(f"![{path.stem}](../benchmarks/results/{path.parent.name}/{picture.name})")
+    parts += [markdown_table(summary(rows)), markdown_table(detail(rows))]
+    ceilings = ceilings_table(document["ceilings"])
+    parts += [f"{ceilings.title}:", markdown_table(ceilings)]
+    return parts
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> Table:
+    """Geometric mean and minimum of each backend's ratio, by op, dtype and thread count."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        for c in row["candidates"]:
+            if c["name"] not in (FLOOR, EAGER, COMPILED) and c.get("vs_torch"):
+                key = (row["op"], c["name"], row["dtype"], row["threads"])
+                groups.setdefault(key, []).append(c)
+    lines = []
+    for key, found in groups.items():
+        torch_ratios = [c["vs_torch"] for c in found]
+        eager = [c["vs_eager"] for c in found if c.get("vs_eager")]
+        lines.append(
+            (
+                *key,
+                len(found),
+                f"{geometric_mean(torch_ratios):.2f}x",
+                f"{min(torch_ratios):.2f}x",
+                f"{geometric_mean(eager):.2f}x" if eager else "",
+                f"{max(c['percent'] for c in found):.0f}%",
+            )
+        )
+    columns = (
+        "op",
+        "backend",
+        "dtype",
+        "threads",
+        "cases",
+        "vs torch, mean",
+        "vs torch, least",
+        "vs eager, mean",
+    )
+    return Table("", (*columns, "best share of ceiling"), lines)
+
+
+def detail(rows: Sequence[dict[str, Any]]) -> Table:
+    """The fastest exact candidate of every case, beside torch."""
+    lines = []
+    for row in rows:
+        exact = [c for c in row["candidates"] if c["fidelity"] == "exact"]
+        ours = [c for c in exact if c["name"] not in (FLOOR, EAGER, COMPILED)] or exact
+        if not ours:
+            continue
+        best = min(ours, key=lambda c: c["median_ms"])
+        floor = next((c for c in exact if c["name"] == FLOOR), None)
+        lines.append(
+            (
+                row["op"],
+                row["case"],
+                row["dtype"],
+                row["threads"],
+                best["name"],
+                f"{best['median_ms']:.3f}",
+                f"{floor['median_ms']:.3f}" if floor else "",
+                _ratio(best.get("vs_torch")),
+                _ratio(best.get("vs_eager")),
+                _ratio(best.get("vs_compile")),
+                f"{best['rate']:.1f} {best['unit']}",
+                f"{best['percent']:.0f}%",
+                f"{best['error']['relative_l2']:.1e}" if best.get("error") else "",
+            )
+        )
+    columns = (
+        "op",
+        "case",
+        "dtype",
+        "threads",
+        "backend",
+        "ms",
+        "torch ms",
+        "vs torch",
+        "vs eager",
+        "vs compile",
+    )
+    return Table("", (*columns, "rate", "of ceiling", "relative L2"), lines)
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}x"
