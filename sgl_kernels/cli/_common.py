@@ -101,6 +101,12 @@ def one_of(option: str, value: str, known: Iterable[str]) -> str:
     raise typer.BadParameter(f"{option} is {value!r}{hint} Expected one of: {', '.join(names)}")
 
 
+def at_least(option: str, value: float | None, low: float) -> None:
+    """A number is not below `low`."""
+    if value is not None and not value >= low:
+        raise typer.BadParameter(f"{option} is {value:g}, expected a number of at least {low:g}")
+
+
 def split_names(text: str | None) -> tuple[str, ...]:
     """'a, b,c' as names; None gives none."""
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())

@@ -30,14 +30,12 @@ def bench(
     compile_: Annotated[
         bool, typer.Option("--compile", help="Also torch.compile of the plain spelling.")
     ] = False,
-    cold: Annotated[
-        int, typer.Option(help="Rotate inputs through this many MiB; 0 measures warm.", min=0)
-    ] = 0,
+    cold: Annotated[int, typer.Option(help="Rotate inputs through this many MiB; 0 measures warm.")] = 0,
     clock: Annotated[
         str, typer.Option(help="wall, or cpu: CPU time of one thread, for a machine that is not yours alone.")
     ] = "wall",
-    rounds: Annotated[int, typer.Option(help="Samples of each candidate.", min=1)] = 15,
-    seconds: Annotated[float, typer.Option(help="Budget for one case.", min=0.1)] = 8.0,
+    rounds: Annotated[int, typer.Option(help="Samples of each candidate.")] = 15,
+    seconds: Annotated[float, typer.Option(help="Budget for one case.")] = 8.0,
     quick: Annotated[
         bool, typer.Option("--quick", help="A first look: 5 samples, 2 seconds for a case.")
     ] = False,
@@ -55,6 +53,8 @@ def bench(
     from sgl_kernels.tools.bench_clock import CLOCKS
 
     _common.one_of("--clock", clock, CLOCKS)
+    for option, value, low in (("--rounds", rounds, 1), ("--seconds", seconds, 0.1), ("--cold", cold, 0)):
+        _common.at_least(option, value, low)
     where = _common.torch_device("--device", device)
     if out is not None and out.suffix != ".json":
         raise typer.BadParameter(f"--out is '{out}', expected a file that ends in .json")

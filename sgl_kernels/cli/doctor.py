@@ -22,7 +22,7 @@ def doctor(
     probe: Annotated[
         bool, typer.Option("--probe/--no-probe", help="Import each vendor package, in a child process.")
     ] = True,
-    timeout: Annotated[float, typer.Option(help="Seconds one vendor package may take.", min=1.0)] = 60.0,
+    timeout: Annotated[float, typer.Option(help="Seconds one vendor package may take.")] = 60.0,
     as_json: Json = False,
 ) -> None:
     """Device, torch, C++ extension, every backend: present, or why not and the exact command that fixes it.
@@ -32,6 +32,7 @@ def doctor(
     from sgl_kernels.core.device import parse_device
     from sgl_kernels.tools.doctor import examine
 
+    _common.at_least("--timeout", timeout, 1)
     where = parse_device(device) if device is not None else None
     diagnosis = examine(device=where, probe_vendors=probe, timeout_s=timeout)
     if as_json:

@@ -27,7 +27,7 @@ def parity(
         str | None, typer.Option(help="Backends (comma list) whose skipped cells count as failures.")
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Seed of the inputs; a new one each time if absent.", min=0)
+        int | None, typer.Option(help="Seed of the inputs; a new one each time if absent.")
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the matrix as Markdown.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write a self-contained page here.")] = None,
@@ -37,6 +37,7 @@ def parity(
     import random
 
     _common.one_of("--tag", tag, TAGS)
+    _common.at_least("--seed", seed, 0)
     ops = _common.op_names("--op", [name for item in op or () for name in _common.split_names(item)])
     backends = _common.backend_names("--backend", backend)
     needed = _common.backend_names("--require", require)

@@ -47,6 +47,8 @@ def arguments(op: Op, question: Question) -> tuple[Any, ...]:
                 raise ValueError(
                     f"{option} names {name!r}, which {op.name} does not have; its arguments: {', '.join(names)}"
                 )
+    if question.mask != "none" and "attn_mask" not in names:
+        raise ValueError(f"--mask is {question.mask!r}, but {op.name} has no attn_mask; leave --mask out")
     if question.case or question.shape is None:
         found = _from_case(op, question)
     else:
@@ -157,8 +159,6 @@ def _table(op: Op, q: Question, shape: tuple[int, ...]) -> Tensor | None:
 def _mask(op: Op, q: Question, query: tuple[int, ...], key: tuple[int, ...]) -> Tensor | None:
     if q.mask == "none":
         return None
-    if not any(a.name == "attn_mask" for a in op.arguments):
-        raise ValueError(f"--mask is {q.mask!r}, but {op.name} has no attn_mask; leave --mask out")
     if len(query) != 4 or len(key) != 4:
         raise ValueError(
             f"--shape is {','.join(map(str, query))}, expected four numbers: batch, seqlen, heads, head_dim"
