@@ -20,7 +20,7 @@ ALLOWED = {
     "kernels": {"kernels"},
     "backends": {"core", "ops", "kernels", "backends"},
     "tools": {"", "core", "ops", "kernels", "tools"},  # kernels: doctor asks the loader why it could not
-    "testing": {"core", "ops", "tools", "testing"},
+    "testing": {"", "core", "ops", "tools", "testing"},
     "integrations": {"core", "ops", "integrations", "tools"},
     "runtime": {"core", "integrations", "runtime", "ops", "tools"},
     "demo": {"", "core", "ops", "integrations", "tools", "demo"},

@@ -20,7 +20,7 @@ from sgl_kernels.core.requires import HALF, Requires
 Dense = Callable[..., Any]
 
 
-def _dense(call: Callable[..., Any], with_lse: bool) -> Dense:
+def dense_adapter(call: Callable[..., Any], with_lse: bool) -> Dense:
     """An adapter from the op's arguments to `call(q, k, v, scale, causal, window, softcap)`."""
 
     def run(
@@ -35,7 +35,7 @@ def _dense(call: Callable[..., Any], with_lse: bool) -> Dense:
     return run
 
 
-def _varlen(call: Callable[..., Any]) -> Callable[..., Tensor]:
+def varlen_adapter(call: Callable[..., Any]) -> Callable[..., Tensor]:
     def run(
         q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
         max_seqlen_k: int, is_causal: bool, scale: float | None, window_left: int, window_right: int,
@@ -57,14 +57,14 @@ def _load_fa2(op: str) -> Callable[[Any], Callable[..., Any]]:
         from flash_attn.flash_attn_interface import flash_attn_func, flash_attn_varlen_func
 
         if op == "attention_varlen":
-            return _varlen(
+            return varlen_adapter(
                 lambda q, k, v, cu_q, cu_k, max_q, max_k, scale, causal, window, softcap: flash_attn_varlen_func(
                     q, k, v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k,
                     softmax_scale=scale, causal=causal, window_size=window, softcap=softcap,
                 )
             )  # fmt: skip
         lse = op == "attention_lse"
-        return _dense(
+        return dense_adapter(
             lambda q, k, v, scale, causal, window, softcap: flash_attn_func(
                 q, k, v, softmax_scale=scale, causal=causal, window_size=window, softcap=softcap,
                 return_attn_probs=lse,
@@ -80,14 +80,14 @@ def _load_fa3(op: str) -> Callable[[Any], Callable[..., Any]]:
         from flash_attn_interface import flash_attn_func, flash_attn_varlen_func
 
         if op == "attention_varlen":
-            return _varlen(
+            return varlen_adapter(
                 lambda q, k, v, cu_q, cu_k, max_q, max_k, scale, causal, window, softcap: flash_attn_varlen_func(
                     q, k, v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k,
                     softmax_scale=scale, causal=causal, window_size=window, softcap=softcap,
                 )
             )  # fmt: skip
         lse = op == "attention_lse"
-        return _dense(
+        return dense_adapter(
             lambda q, k, v, scale, causal, window, softcap: flash_attn_func(
                 q, k, v, softmax_scale=scale, causal=causal, window_size=window, softcap=softcap,
                 return_attn_probs=lse,
@@ -108,14 +108,14 @@ def _load_fa4(op: str) -> Callable[[Any], Callable[..., Any]]:
         from flash_attn.cute import flash_attn_func, flash_attn_varlen_func
 
         if op == "attention_varlen":
-            return _varlen(
+            return varlen_adapter(
                 lambda q, k, v, cu_q, cu_k, max_q, max_k, scale, causal, window, softcap: flash_attn_varlen_func(
                     q, k, v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k,
                     softmax_scale=scale, causal=causal, window_size=_open_window(window), softcap=softcap,
                 )
             )  # fmt: skip
         lse = op == "attention_lse"
-        return _dense(
+        return dense_adapter(
             lambda q, k, v, scale, causal, window, softcap: flash_attn_func(
                 q, k, v, softmax_scale=scale, causal=causal, window_size=_open_window(window), softcap=softcap,
                 return_lse=lse,

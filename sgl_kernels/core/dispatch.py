@@ -128,7 +128,13 @@ class Dispatcher:
             named=named,
             tuned=self.tuning.lookup(op.name, facts) if self.tuning else None,
             broken=self._broken.get(op.name, {}),
+            switched_off=self._switched_off(implementations),
         )
+
+    def _switched_off(self, implementations: Iterable[Implementation]) -> dict[str, Rejected]:
+        """The backends whose flag is off, each with the variable that turns it on."""
+        asked = ((i.backend, i.enabled(self.settings)) for i in implementations if i.enabled is not None)
+        return {backend: rejected for backend, rejected in asked if rejected is not None}
 
     def derive(
         self,

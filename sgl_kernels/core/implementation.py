@@ -10,6 +10,7 @@ from typing import Any
 from .bugs import Bug
 from .device import Device
 from .requires import Requires
+from .settings import Settings
 from .verdict import Rejected
 
 
@@ -39,6 +40,9 @@ class Implementation:
     rejects: Callable[[Any], Rejected | None] | None = None
     rejects_on: Callable[[Any, Device], Rejected | None] | None = (
         None  # when the reason depends on the device too
+    )
+    enabled: Callable[[Settings], Rejected | None] | None = (
+        None  # a flag of the user's page; naming it overrides
     )
     bugs: tuple[Bug, ...] = ()  # known wrong results, each a rejection where it applies
     rank: Rank = 0

@@ -15,7 +15,7 @@ from .verdict import Candidate, Reason, Rejected, Selection
 if TYPE_CHECKING:
     from .tuning import TuningRecord
 
-NOTHING_BROKEN: Mapping[str, Rejected] = MappingProxyType({})
+NOTHING: Mapping[str, Rejected] = MappingProxyType({})
 
 
 def select(
@@ -28,7 +28,8 @@ def select(
     *,
     named: Sequence[str] = (),
     tuned: TuningRecord | None = None,
-    broken: Mapping[str, Rejected] = NOTHING_BROKEN,
+    broken: Mapping[str, Rejected] = NOTHING,
+    switched_off: Mapping[str, Rejected] = NOTHING,
 ) -> Selection:
     """Choose an implementation and say why, for every candidate, why not.
 
@@ -56,6 +57,8 @@ def select(
     for name in dict.fromkeys(order):
         implementation = by_name[name]
         rejected = _rejects(implementation, facts, device, version_of, policy, preferred, allowed, broken)
+        if rejected is None and name not in preferred:
+            rejected = switched_off.get(name)
         rank = implementation.rank_for(facts, device)
         note = "" if rejected else ("fallback" if rank == 0 else f"rank {rank}")
         candidates.append(Candidate(name, rejected, note))

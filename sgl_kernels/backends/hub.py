@@ -1,0 +1,66 @@
+"""hf_kernels: FlashAttention built ahead of time on the Hugging Face Hub, through the `kernels` package.
+
+kernels 0.17: get_kernel(repo_id, version=...) downloads once into the Hub's cache and imports it. The repository
+`kernels-community/flash-attn2` keeps FlashAttention 2's signature; `flash-attn3`, FlashAttention 3's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sgl_kernels.backends._attention import rejects
+from sgl_kernels.backends._bugs import bugs_of
+from sgl_kernels.backends._order import rank
+from sgl_kernels.backends.flash_attn import dense_adapter, varlen_adapter
+from sgl_kernels.core.implementation import Implementation
+from sgl_kernels.core.requires import HALF, Requires
+
+REPOSITORY = {True: "kernels-community/flash-attn3", False: "kernels-community/flash-attn2"}
+
+
+def _load(op: str) -> Callable[[Any], Callable[..., Any]]:
+    def load(config: Any) -> Callable[..., Any]:
+        import torch
+        from kernels import get_kernel
+
+        hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
+        module = get_kernel(REPOSITORY[hopper], version=1)
+        if op == "attention_varlen":
+            return varlen_adapter(
+                lambda q, k, v, cu_q, cu_k, max_q, max_k, scale, causal, window, softcap: module.flash_attn_varlen_func(
+                    q, k, v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k,
+                    softmax_scale=scale, causal=causal, window_size=window, softcap=softcap,
+                )
+            )  # fmt: skip
+        lse = op == "attention_lse"
+        return dense_adapter(
+            lambda q, k, v, scale, causal, window, softcap: module.flash_attn_func(
+                q, k, v, softmax_scale=scale, causal=causal, window_size=window, softcap=softcap,
+                return_attn_probs=lse,
+            ),
+            lse,
+        )  # fmt: skip
+
+    return load
+
+
+IMPLEMENTATIONS = tuple(
+    Implementation(
+        op=op,
+        backend="hf_kernels",
+        load=_load(op),
+        requires=Requires(
+            platforms=frozenset({"cuda"}), min_capability=(8, 0), packages=("kernels>=0.10",), dtypes=HALF
+        ),
+        rejects=rejects(
+            causal=("square", "bottom_right"), window=True, softcap=True,
+            head_dims=lambda d: d % 8 == 0 and d <= 256, head_dim_text="a multiple of 8, at most 256",
+        ),
+        bugs=bugs_of("hf_kernels", op),
+        rank=rank("hf_kernels", "attention"),
+        proof="contract",
+        doc="FlashAttention prebuilt on the Hugging Face Hub",
+    )
+    for op in ("attention", "attention_lse", "attention_varlen")
+)  # fmt: skip
