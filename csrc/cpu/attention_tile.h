@@ -26,7 +26,8 @@ constexpr int kKeyAlign = 24;  // a multiple of every kKeyRows: blocks of keys s
 constexpr int kChannelRows = 6;  // V is packed in groups of 6 channels, the last ones in 4 and 2
 
 struct DotF32 {
-  static constexpr int kUnit = 1;  // channels, or keys, per 32-bit element
+  static constexpr int kUnit = 1;    // channels, or keys, per 32-bit element
+  static constexpr int kDegree = 5;  // of exp2's polynomial
   static SGL_INLINE F dot(F sum, F a, F b) { return a * b + sum; }
 };
 
@@ -97,12 +98,12 @@ SGL_INLINE void emit(const F (&t)[kKeyRows<NV>][NV], Panel& panel, float* p) {
     SGL_UNROLL for (int i = 0; i < kKeyRows<NV>; i += Dot::kUnit) {
       F weight;
       if constexpr (Dot::kUnit == 1) {
-        weight = exp2<5>(t[i][j]);
+        weight = exp2<Dot::kDegree>(t[i][j]);
         sum += weight;
       } else {
-        const F a = exp2<3>(t[i][j]), b = exp2<3>(t[i + 1][j]);
+        const F a = exp2<Dot::kDegree>(t[i][j]), b = exp2<Dot::kDegree>(t[i + 1][j]);
         weight = Dot::pair(a, b);
-        sum += a + b;  // before rounding: lse stays good to 1e-4, the output is no worse
+        sum += a + b;  // before rounding: lse keeps float accuracy, the output is no worse
       }
       store(p + (static_cast<size_t>(i / Dot::kUnit) * NV + j) * kLanes, weight);
     }

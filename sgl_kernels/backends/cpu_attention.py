@@ -1,0 +1,95 @@
+"""Attention in C++ on the CPU: exact in float32, bfloat16 and float16 (csrc/cpu/attention*)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgl_kernels.backends._attention import default_scale
+from sgl_kernels.backends._order import rank
+from sgl_kernels.core.implementation import Implementation
+from sgl_kernels.core.requires import FLOATS, Requires
+
+CAUSAL = {"bottom_right": 1, "top_left": 2}
+MASK_DTYPES = (torch.bool, torch.float32, torch.bfloat16, torch.float16)
+
+
+def _op(name: str) -> Callable[..., Any]:
+    from sgl_kernels.kernels.cpu.loader import load
+
+    reason = load()
+    if reason is not None:
+        raise RuntimeError(reason)
+    return getattr(torch.ops.sgl_kernels_cpu, name).default  # type: ignore[no-any-return]
+
+
+def _readable(mask: Tensor | None) -> Tensor | None:
+    """The mask in a dtype the kernel reads; float64 becomes float32."""
+    return mask if mask is None or mask.dtype in MASK_DTYPES else mask.float()
+
+
+def _load_attention(config: Any) -> Callable[..., Tensor]:
+    attention = _op("attention")
+
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool, causal_alignment: str,
+        scale: float | None, window_left: int, window_right: int, softcap: float,
+    ) -> Tensor:  # fmt: skip
+        causal = CAUSAL[causal_alignment] if is_causal else 0
+        mask, factor = _readable(attn_mask), default_scale(q, scale)
+        out: Tensor = attention(q, k, v, mask, causal, factor, window_left, window_right, softcap, False)[0]
+        return out
+
+    return run
+
+
+def _load_attention_lse(config: Any) -> Callable[..., tuple[Tensor, Tensor]]:
+    attention = _op("attention")
+
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool, causal_alignment: str,
+        scale: float | None, window_left: int, window_right: int, softcap: float,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        causal = CAUSAL[causal_alignment] if is_causal else 0
+        mask, factor = _readable(attn_mask), default_scale(q, scale)
+        out, lse = attention(q, k, v, mask, causal, factor, window_left, window_right, softcap, True)
+        return out, lse
+
+    return run
+
+
+def _load_attention_varlen(config: Any) -> Callable[..., Tensor]:
+    attention = _op("attention_varlen")
+
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
+        max_seqlen_k: int, is_causal: bool, scale: float | None, window_left: int, window_right: int,
+        softcap: float,
+    ) -> Tensor:  # fmt: skip
+        out: Tensor = attention(
+            q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, int(is_causal),
+            default_scale(q, scale), window_left, window_right, softcap,
+        )  # fmt: skip
+        return out
+
+    return run
+
+
+IMPLEMENTATIONS = tuple(
+    Implementation(
+        op=op,
+        backend="cpu",
+        load=load,
+        requires=Requires(platforms=frozenset({"cpu"}), dtypes=FLOATS),
+        rank=rank("cpu", "attention"),
+        doc="blocked online softmax in C++: AVX-512 (BF16 dot on AMD), AVX2, SSE2 or NEON",
+    )
+    for op, load in (
+        ("attention", _load_attention),
+        ("attention_lse", _load_attention_lse),
+        ("attention_varlen", _load_attention_varlen),
+    )
+)
