@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from sgl_kernels._version import __version__ as __version__
 from sgl_kernels.core.dispatch import configure as configure
 from sgl_kernels.core.dispatch import explain as explain
@@ -9,11 +11,9 @@ from sgl_kernels.core.dispatch import use as use
 from sgl_kernels.core.dispatch import warmup as warmup
 from sgl_kernels.core.errors import ConfigError as ConfigError
 from sgl_kernels.core.errors import UnsupportedError as UnsupportedError
+from sgl_kernels.core.policy import OpPolicy as OpPolicy
 from sgl_kernels.core.record import record as record
 from sgl_kernels.core.record import report as report
-from sgl_kernels.core.settings import OpPolicy as OpPolicy
-from sgl_kernels.core.settings import Settings as Settings
-from sgl_kernels.core.settings import load_settings as load_settings
 from sgl_kernels.integrations import apply as apply
 from sgl_kernels.integrations import install as install
 from sgl_kernels.integrations import uninstall as uninstall
@@ -41,3 +41,16 @@ from sgl_kernels.ops.nvfp4.formats import NVFP4 as NVFP4
 from sgl_kernels.ops.nvfp4.formats import ScaledTensor as ScaledTensor
 from sgl_kernels.ops.rope.api import apply_rope as apply_rope
 from sgl_kernels.ops.rope.api import qk_norm_rope as qk_norm_rope
+
+if TYPE_CHECKING:
+    from sgl_kernels.core.settings import Settings as Settings
+    from sgl_kernels.core.settings import load_settings as load_settings
+
+
+def __getattr__(name: str) -> object:
+    """Settings and load_settings, when first asked for: reading their table costs an import 14 ms."""
+    if name in ("Settings", "load_settings"):
+        from sgl_kernels.core import settings
+
+        return getattr(settings, name)
+    raise AttributeError(f"module 'sgl_kernels' has no attribute {name!r}")

@@ -24,8 +24,10 @@ def _load(op: str) -> Callable[[Any], Callable[..., Any]]:
         import torch
         from kernels import get_kernel
 
+        options = dict(config or ())
         hopper = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
-        module = get_kernel(REPOSITORY[hopper], version=1)
+        repository = str(options.get("repository", REPOSITORY[hopper]))
+        module = get_kernel(repository, version=int(options.get("version", 1)))
         if op == "attention_varlen":
             return varlen_adapter(
                 lambda q, k, v, cu_q, cu_k, max_q, max_k, scale, causal, window, softcap: module.flash_attn_varlen_func(
@@ -58,6 +60,10 @@ IMPLEMENTATIONS = tuple(
             head_dims=lambda d: d % 8 == 0 and d <= 256, head_dim_text="a multiple of 8, at most 256",
         ),
         bugs=bugs_of("hf_kernels", op),
+        options={
+            "repository": "Hub repository with FlashAttention's functions",
+            "version": "major version of the repository",
+        },
         rank=rank("hf_kernels", "attention"),
         proof="contract",
         doc="FlashAttention prebuilt on the Hugging Face Hub",

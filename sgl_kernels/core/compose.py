@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .log import warn_once
 from .op import Op
-from .settings import OpPolicy
+from .policy import OpPolicy
 from .verdict import Reason, Selection
 
 if TYPE_CHECKING:

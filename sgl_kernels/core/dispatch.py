@@ -11,19 +11,20 @@ import torch
 
 from . import compose
 from .device import Device, probe
-from .errors import UnsupportedError
+from .errors import ConfigError, UnsupportedError
 from .implementation import Implementation
 from .names import resolve_names
 from .op import Case, Op
 from .packages import VersionOf, installed_version
+from .policy import OpPolicy, Scope, attention_shape_class
 from .registry import Registry, registry
 from .select import select
-from .settings import OpPolicy, Scope, Settings, attention_shape_class, load_settings
-from .tuning import TuningTable
+from .tuning import TuningRecord, TuningTable, load_tables
 from .verdict import Rejected, Selection
 
 if TYPE_CHECKING:
     from .record import Recorder
+    from .settings import Settings
 
 MAX_BOUND = 8192  # keys hold exact shapes, so a server with free-length prompts would grow the memo for ever
 MAX_CHILDREN = 512
@@ -56,6 +57,7 @@ class Dispatcher:
         self._by_facts: dict[tuple[Any, ...], Run] = {}
         self._broken: dict[str, dict[str, Rejected]] = {}
         self._children: dict[Any, Dispatcher] = {}
+        self._tables: dict[str, TuningTable] = {}
 
     def bind(self, op: Op, key: Key, backend: str | None, args: tuple[Any, ...]) -> Run:
         """The cold path, once per key: check, select, load, compose, remember."""
@@ -91,12 +93,29 @@ class Dispatcher:
             if not selection.chosen:
                 raise UnsupportedError(selection, _advice(selection, backend, self.registry))
             implementation = self.implementation(op.name, selection.chosen)
-            found = self.registry.loaded(implementation, selection.config)
+            found = self.registry.loaded(implementation, self._config(implementation, selection.config))
             if isinstance(found, Rejected):
                 self._broken.setdefault(op.name, {})[implementation.backend] = found
                 continue
             compose.warn_about(selection, backend, self.policy(op, facts))
             return selection, found
+
+    def _config(self, implementation: Implementation, config: Any) -> Any:
+        """What `load` receives: the options the settings give this backend, else the kernel configuration."""
+        options = self.settings.options_for(implementation.backend)
+        unknown = sorted(set(options) - set(implementation.options))
+        if unknown and not any(
+            set(unknown) <= set(i.options)
+            for op in self.registry.ops()
+            for i in self.registry.implementations(op)
+            if i.backend == implementation.backend
+        ):
+            accepted = ", ".join(sorted(implementation.options)) or "none"
+            raise ConfigError(
+                f"options of backend {implementation.backend!r}: {unknown[0]!r} is unknown; accepted: {accepted}"
+            )
+        mine = tuple(sorted((k, v) for k, v in options.items() if k in implementation.options))
+        return mine or config
 
     def implementation(self, op: str, backend: str) -> Implementation:
         """The implementation of (op, backend)."""
@@ -126,10 +145,20 @@ class Dispatcher:
             self.policy(op, facts),
             implementations,
             named=named,
-            tuned=self.tuning.lookup(op.name, facts) if self.tuning else None,
+            tuned=self._tuned(op.name, facts, device),
             broken=self._broken.get(op.name, {}),
             switched_off=self._switched_off(implementations),
         )
+
+    def _tuned(self, op: str, facts: Any, device: Device) -> TuningRecord | None:
+        """The measured winner: from use(tuning=...), else from the tables of the settings for this device."""
+        if self.tuning is not None:
+            return self.tuning.lookup(op, facts)
+        table = self._tables.get(device.name)
+        if table is None:
+            table = load_tables(self.settings.tuning_paths, self.settings.cache_root, device.name)
+            self._tables[device.name] = table
+        return table.lookup(op, facts)
 
     def _switched_off(self, implementations: Iterable[Implementation]) -> dict[str, Rejected]:
         """The backends whose flag is off, each with the variable that turns it on."""
@@ -171,6 +200,8 @@ def current() -> Dispatcher:
 def _start() -> Dispatcher:
     with registry._lock:
         if registry.default is None:
+            from .settings import load_settings  # reads the table of variables: 14 ms an import need not pay
+
             registry.default = Dispatcher(load_settings())
         return registry.default
 
@@ -182,6 +213,8 @@ def bind(op: Op, key: Key, backend: str | None, args: tuple[Any, ...]) -> Run:
 
 def configure(settings: Settings | None = None) -> None:
     """Set the process default. Call once, at start-up; None reads environment and files anew."""
+    from .settings import load_settings
+
     registry.default = Dispatcher(settings if settings is not None else load_settings())
 
 

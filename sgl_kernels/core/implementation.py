@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from .bugs import Bug
 from .device import Device
 from .requires import Requires
-from .settings import Settings
 from .verdict import Rejected
+
+if TYPE_CHECKING:
+    from .settings import Settings
 
 
 class Fidelity(enum.Enum):
@@ -29,8 +31,9 @@ class Implementation:
     """One backend's way to run one op. Importing its module costs nothing.
 
     `load(config)` imports the vendor and returns `run`, called with exactly the op's schema arguments, in
-    order. `rejects(facts)` says what data in `requires` cannot. `rank` orders the eligible; the torch floor
-    is 0 and a callable may look at the facts and the device.
+    order; `config` is a kernel configuration, or the pairs that the settings give for this backend's
+    `options`. `rejects(facts)` says what data in `requires` cannot. `rank` orders the eligible; the torch
+    floor is 0 and a callable may look at the facts and the device.
     """
 
     op: str
@@ -50,6 +53,7 @@ class Implementation:
     differentiable: bool = False
     traceable: bool = False  # plain aten: better inlined for Inductor
     configs: Callable[[Any, Device], Sequence[Any]] | None = None  # [0] is the heuristic default
+    options: Mapping[str, str] = field(default_factory=dict)  # option of the settings -> what it does
     launches_on_current_device: bool = False  # Triton and friends: compose a device guard
     proof: str = ""  # how it is proven without its device: "interpreted", "compiled", "contract", "simulated"
     doc: str = ""  # one line for tables: what it is and where it comes from

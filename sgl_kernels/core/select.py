@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .device import Device
 from .implementation import Fidelity, Implementation
 from .packages import VersionOf
-from .settings import OpPolicy
+from .policy import OpPolicy
 from .verdict import Candidate, Reason, Rejected, Selection
 
 if TYPE_CHECKING:

@@ -302,7 +302,7 @@ OWN = _section(
         "Quantised and sparse backends may be chosen without being named",
     ),
     _now("SGL_KERNELS_CHECK", "check", "bool", False, "Check the arguments of every call in full"),
-    _row("SGL_KERNELS_TUNING", "tuning_paths", "paths", (), "Tuning tables to use, files or directories"),
+    _now("SGL_KERNELS_TUNING", "tuning_paths", "paths", (), "Tuning tables to use, files or directories"),
     _now(
         "SGL_KERNELS_CPU_ISA",
         "cpu_isa",

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from .errors import ConfigError
+from .log import warn_once
+from .packages import installed_version
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +80,61 @@ class TuningTable:
             return cls(str(data["device"]), records)
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a tuning table: {error!r}") from error
+
+
+def slug(device_name: str) -> str:
+    """A device's name as a folder name: 'NVIDIA H200' -> 'nvidia-h200'."""
+    return re.sub(r"[^a-z0-9]+", "-", device_name.lower()).strip("-") or "unnamed"
+
+
+def user_folder(cache_root: str, device_name: str) -> Path:
+    """Where `sgl-kernels tune` writes, and selection looks, for a device: <cache root>/tuning/<device>."""
+    return Path(cache_root).expanduser() / "tuning" / slug(device_name)
+
+
+def load_tables(paths: tuple[str, ...], cache_root: str, device_name: str) -> TuningTable:
+    """The tables for a device: those under the cache root, then `paths` (files or folders), which win.
+
+    Tables of other devices and records made with other versions are left out, the latter with one warning.
+
+    Raises ConfigError for a path that does not exist or a file that is not a table.
+    """
+    return _load_tables(paths, str(user_folder(cache_root, device_name)), device_name)
+
+
+@functools.lru_cache(maxsize=64)
+def _load_tables(paths: tuple[str, ...], own: str, device_name: str) -> TuningTable:
+    table = TuningTable(device_name)
+    for text, required in ((own, False), *((p, True) for p in paths)):
+        path = Path(text).expanduser()
+        if not path.exists():
+            if required:
+                raise ConfigError(f"SGL_KERNELS_TUNING names {text!r}, which does not exist")
+            continue
+        for file in sorted(path.glob("**/*.json")) if path.is_dir() else [path]:
+            found = _read(file)
+            if found.device_name == device_name:
+                table = table | TuningTable(
+                    device_name, tuple(r for r in found.records if _is_fresh(r, file))
+                )
+    return table
+
+
+def _read(file: Path) -> TuningTable:
+    try:
+        return TuningTable.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"tuning table {file}: {error}; write it anew with sgl-kernels tune") from error
+
+
+def _is_fresh(record: TuningRecord, file: Path) -> bool:
+    stale = [n for n, v in record.versions if str(installed_version(n)) != v]
+    if stale:
+        warn_once(
+            f"stale {file}",
+            f"tuning table {file} was measured with another version of {', '.join(stale)}; not used",
+        )
+    return not stale
 
 
 def _tupled(value: Any) -> Any:
