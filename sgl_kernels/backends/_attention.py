@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgl_kernels.core.device import Device
 from sgl_kernels.core.verdict import Reason, Rejected
 
 
@@ -67,6 +68,14 @@ def rejects(
         return None
 
     return rejecting
+
+
+def rejects_before_ampere(facts: Any, device: Device) -> Rejected | None:
+    """For kernels that on NVIDIA start at sm80 and on AMD have no such number."""
+    if device.platform == "cuda" and device.capability is not None and device.capability < (8, 0):
+        found = f"{device.capability[0]}.{device.capability[1]}"
+        return Rejected(Reason.CAPABILITY, f"needs capability 8.0 or newer, device is {found}")
+    return None
 
 
 def last_dim_contiguous(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -9,7 +9,11 @@ from typing import Any
 from sgl_kernels.core.device import Device
 
 ONLY_WHEN_NAMED = -10
-"""The rank of a backend the table does not list: below the torch floor, so it runs only when it is named."""
+"""The rank of a backend the table does not list: below the torch floor, so it runs only when it is named.
+
+That holds for hf_kernels on every device: its first use downloads and runs code, which nobody asked for by installing
+a package that transformers depends on.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ ROWWISE = ("norm", "rope", "modulate", "activation")
 
 ORDER: tuple[Row, ...] = (
     Row(
-        "hopper", ATTENTION, ("fa3", "torch_cudnn", "hf_kernels", "fa2", "flashinfer"),
+        "hopper", ATTENTION, ("fa3", "torch_cudnn", "fa2", "flashinfer"),
         "H200, S=4096 H=24 D=128: FA3 291 us, torch SDPA 590 us (vllm-omni 1923); cuDNN 1.7 to 2.3x torch's "
         "flash on Hopper (transformers 48163)",
     ),
@@ -57,6 +61,8 @@ ORDER: tuple[Row, ...] = (
     ),
     Row("cdna4", ATTENTION, ("aiter",), "AITER's CK and assembly kernels are written for CDNA3 and CDNA4"),
     Row("cdna2", ATTENTION, ("fa2",), "FlashAttention 2 builds for MI200; AITER's kernels start at MI300"),
+    Row("rdna", ATTENTION, (), "torch's SDPA has AOTriton for RDNA3; nothing measured against it, FA2 when named"),
+    Row("turing", ATTENTION, (), "FlashAttention, cuDNN's SDPA and our Triton kernels start at sm80"),
     Row("xe", ATTENTION, ("xpu",), "torch's fused oneDNN kernel against the unfused path that overflows (ipex 749)"),
     Row("ascend", ATTENTION, ("ascend",), "the unfused path on Ascend materialises scores (vllm-ascend 13699)"),
     Row("musa", ATTENTION, ("musa",), "MTT's flash kernel is what SGLang and torch_musa default to"),
@@ -108,8 +114,12 @@ ORDER: tuple[Row, ...] = (
     ),
 )  # fmt: skip
 
+OURS = 30
+"""The rank of our Triton kernels (backends/triton.py), which a row may name: who follows them ranks below."""
+
 _PLACE = {(row.family, row.group): row.order for row in ORDER}
 FAMILIES = {
+    "sm75": "turing",
     "sm80": "ampere", "sm86": "ampere_consumer", "sm87": "ampere_consumer", "sm89": "ada", "sm90": "hopper",
     "sm100": "blackwell", "sm103": "blackwell", "sm110": "blackwell", "sm120": "blackwell_consumer",
     "sm121": "blackwell_consumer",
@@ -129,10 +139,16 @@ def family(device: Device) -> str:
 
 
 def rank(backend: str, group: str) -> Callable[[Any, Device], int]:
-    """The rank of `backend` for the ops of `group`: 90 for the first of its row, 80 for the second, and so on."""
+    """The rank of `backend` for the ops of `group`: 90 for the first of its row, 80 for the second, and so on.
+
+    Behind our Triton kernels, 20 for the first and 10 for the second: still above the torch floor.
+    """
 
     def ranked(facts: Any, device: Device) -> int:
         order = _PLACE.get((family(device), group), ())
-        return 90 - 10 * order.index(backend) if backend in order else ONLY_WHEN_NAMED
+        if backend not in order:
+            return ONLY_WHEN_NAMED
+        place, ours = order.index(backend), order.index("triton") if "triton" in order else len(order)
+        return 90 - 10 * place if place < ours else OURS - 10 * (place - ours)
 
     return ranked

@@ -12,6 +12,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sgl_kernels.backends._attention import feature, last_dim_contiguous, rejects, shape
@@ -19,7 +20,7 @@ from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
 from sgl_kernels.core.device import Device
 from sgl_kernels.core.implementation import Implementation
-from sgl_kernels.core.packages import installed_version
+from sgl_kernels.core.packages import VersionOf, installed_version
 from sgl_kernels.core.requires import HALF, Requires
 from sgl_kernels.core.settings import Settings
 from sgl_kernels.core.verdict import Reason, Rejected
@@ -27,22 +28,30 @@ from sgl_kernels.core.verdict import Reason, Rejected
 INSTALL = "build https://github.com/ROCm/aiter (PyPI's 'aiter' is another package)"
 
 
-def _is_real() -> bool:
-    """Whether the `aiter` on the path is AMD's: a distribution amd-aiter, or aiter with its ops and jit folders."""
-    if installed_version("amd-aiter") is not None:
-        return True
+def _has_amds_folders() -> bool:
+    """Whether the `aiter` on the path has the folders that only AMD's has; a source build may lack the metadata."""
     spec = importlib.util.find_spec("aiter")
     roots = list(spec.submodule_search_locations or ()) if spec is not None else []
     finder = importlib.machinery.PathFinder.find_spec
     return bool(roots) and all(finder(f"aiter.{part}", roots) is not None for part in ("ops", "jit"))
 
 
-def _rejects_impostor(facts: Any, device: Device) -> Rejected | None:
-    if installed_version("aiter") is not None and not _is_real():
+class _Amds(Requires):
+    """The requirements, and that `aiter` is AMD's."""
+
+    __slots__ = ()
+
+    def rejects(self, dtype: torch.dtype, device: Device, version_of: VersionOf) -> Rejected | None:
+        rejected = Requires.rejects(self, dtype, device, version_of)
+        if rejected is not None or version_of("amd-aiter") is not None:
+            return rejected
+        if version_of("aiter") is None:
+            return Rejected(Reason.PACKAGE, "amd-aiter is not installed", INSTALL)
+        if version_of is installed_version and _has_amds_folders():
+            return None
         return Rejected(
             Reason.PACKAGE, "the installed 'aiter' is the async iterator package, not AMD's", INSTALL
         )
-    return None
 
 
 def _attention(with_lse: bool) -> Callable[[Any], Callable[..., Any]]:
@@ -135,10 +144,9 @@ def _vae_flag(settings: Settings) -> Rejected | None:
     return Rejected(Reason.POLICY, "SGLANG_USE_ROCM_VAE is off", "export SGLANG_USE_ROCM_VAE=1")
 
 
-_CDNA = Requires(
+_CDNA = _Amds(
     platforms=frozenset({"rocm"}),
     archs=frozenset({"gfx942", "gfx950"}),
-    packages=("aiter",),
     dtypes=HALF,
     install=INSTALL,
 )
@@ -157,7 +165,6 @@ def _implementation(
         load=load,
         requires=_CDNA,
         rejects=rejecting,
-        rejects_on=_rejects_impostor,
         enabled=enabled,
         bugs=bugs_of("aiter", op),
         rank=rank("aiter", group),

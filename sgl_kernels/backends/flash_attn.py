@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sgl_kernels.backends._attention import last_dim_contiguous, rejects
+from sgl_kernels.backends._attention import last_dim_contiguous, rejects, rejects_before_ampere
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
 from sgl_kernels.core.implementation import Implementation
@@ -144,6 +144,7 @@ def _implementations(
                 head_dims=head_dims,
                 head_dim_text=head_dim_text,
             ),
+            rejects_on=rejects_before_ampere,
             bugs=bugs_of(backend, op),
             rank=rank(backend, "attention"),
             proof="contract",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgl_kernels.backends._attention import expanded_mask, rejects
+from sgl_kernels.backends._attention import expanded_mask, rejects, rejects_before_ampere
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
 from sgl_kernels.core.device import Device
@@ -122,6 +122,7 @@ IMPLEMENTATIONS = (
             head_dims=lambda d: d <= 256,
             head_dim_text="at most 256",
         ),
+        rejects_on=rejects_before_ampere,
         bugs=bugs_of("torch_flash", "attention"),
         rank=rank("torch_flash", "attention"),
         proof="simulated",

@@ -39,7 +39,7 @@ def _versions(bug: Bug):
     inside = next(
         (
             v
-            for v in map(Version, ("0.5", "1.0.6", "2.2.0", "3.0", "0.6.0"))
+            for v in map(Version, ("1.0.6", "2.2.0", "3.0", "0.6.0", "0.5"))
             if SpecifierSet(bug.versions).contains(v)
         ),
         None,

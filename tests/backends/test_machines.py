@@ -1,0 +1,80 @@
+"""What runs on 29 invented machines, as whole Selection values against tests/backends/machines.json.
+
+After a change of a backend, of the order table or of the bug list, look at what the change does to all of them:
+
+    python -m tests.backends.test_machines --write && git diff tests/backends/machines.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sgl_kernels.core.registry import registry
+from tests.backends.machines import MACHINES, QUESTIONS, decide
+
+PATH = Path(__file__).with_name("machines.json")
+
+
+def decided() -> dict[str, Any]:
+    """Every selection of every machine, as plain data."""
+    return {
+        name: {op: decide(machine, op).to_dict() for op in QUESTIONS} for name, machine in MACHINES.items()
+    }
+
+
+def text_of(everything: dict[str, Any]) -> str:
+    """JSON with one line for each candidate, so that a diff of it reads as a list of changed decisions."""
+    machines = []
+    for name, selections in everything.items():
+        ops = []
+        for op, selection in selections.items():
+            head = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in selection.items() if k != "candidates"]
+            rows = ",\n".join("    " + json.dumps(row) for row in selection["candidates"])
+            ops.append(
+                f'  "{op}": {{\n   {(", " + chr(10) + "   ").join(head)},\n   "candidates": [\n{rows}\n   ]\n  }}'
+            )
+        machines.append(f' "{name}": {{\n' + ",\n".join(ops) + "\n }")
+    return "{\n" + ",\n".join(machines) + "\n}\n"
+
+
+@pytest.fixture(scope="module")
+def committed() -> dict[str, Any]:
+    return json.loads(PATH.read_text())
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("op", QUESTIONS)
+def test_selection(machine, op, committed, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert decide(MACHINES[machine], op).to_dict() == committed[machine][op]
+
+
+def test_the_file_names_exactly_these_machines(committed):
+    assert list(committed) == list(MACHINES) and len(MACHINES) >= 25
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_every_machine_is_served(machine):
+    for op in QUESTIONS:
+        selection = decide(MACHINES[machine], op)
+        assert selection.chosen, selection
+        assert selection.rejected("torch_sdpa") is None, "the torch floor serves every device"
+
+
+def test_every_backend_of_the_registry_is_considered_on_every_machine():
+    for name, machine in MACHINES.items():
+        for op in QUESTIONS:
+            considered = {c.backend for c in decide(machine, op).candidates}
+            assert considered == {i.backend for i in registry.implementations(op)}, name
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] != ["--write"]:
+        sys.exit(__doc__)
+    PATH.write_text(text_of(decided()))
+    print(f"wrote {PATH.relative_to(Path.cwd())}: review `git diff` of it")
