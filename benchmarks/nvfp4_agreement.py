@@ -31,7 +31,6 @@ sys.path.insert(0, str(ROOT))
 from sgl_kernels.ops.nvfp4 import reference  # noqa: E402
 from sgl_kernels.ops.nvfp4.layouts import swizzle_scales  # noqa: E402
 
-
 VECTOR_ROWS = 8  # of each matrix, kept as test vectors
 
 

@@ -114,6 +114,11 @@ class NVFP4Linear(nn.Module):
         self.input_scale = torch.full_like(self.input_scale, value)
         self._calibrated = value > 0
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether activations have a fixed global scale."""
+        return self._calibrated
+
     def prepare(self) -> None:
         """Repack the weight, in place, for the kernels of its device. forward does it when first called."""
         held = self.quantised_weight()
