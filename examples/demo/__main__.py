@@ -9,15 +9,9 @@ float64 than stock allows, a model that is not bit for bit itself after `remove`
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import time
-import warnings
 from pathlib import Path
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
-warnings.filterwarnings("ignore", message=".*NumPy.*")
 
 import torch
 from rich.console import Console

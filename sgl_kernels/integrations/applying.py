@@ -18,12 +18,10 @@ from sgl_kernels.integrations import transformers as in_transformers
 from sgl_kernels.integrations.modules import (
     Hook,
     attach,
-    attention_forward,
     calls_attention,
     detach,
     found,
     is_ours,
-    norm_forward,
     preferring,
     role_of,
 )
@@ -67,8 +65,8 @@ def apply(model: Any, backend: str | None = None, *, attention: bool = True, nor
     attention  hook the attention layers; rules of the configuration see each one's role and dotted name
     norms      replace LayerNorm, RMSNorm, GroupNorm (with the SiLU after it in VAEs) and adaLN modulation
 
-    Applying again replaces what was applied before. Copies made with copy.deepcopy are applied too, on their
-    own weights; pickles and checkpoints hold the stock model.
+    Applying again replaces what was applied before. Copies made with copy.deepcopy or pickle are applied too, on
+    their own weights; state dicts and save_pretrained hold the stock model.
 
     Raises ConfigError for an unknown backend name, TypeError for something that is not a model.
     """
@@ -130,14 +128,7 @@ def _roots(model: Any) -> list[tuple[str, nn.Module]]:
 
 
 def _hook_attention(path: str, module: Any, backend: str | None) -> None:
-    hook = Hook(
-        path,
-        type(module).forward,
-        role_of(path, module),
-        backend,
-        previous=module.__dict__.get("forward"),
-        needs_sdpa=True,
-    )
+    hook = Hook(module, path, role_of(path, module), backend, needs_sdpa=True)
     processor: Any = getattr(module, "processor", None)
     member = _dispatcher_name() if hasattr(processor, "_attention_backend") else None
     if member is not None:
@@ -146,7 +137,7 @@ def _hook_attention(path: str, module: Any, backend: str | None) -> None:
         ours._attention_backend = member
         module.processor = ours
         hook.processor = (processor, ours)
-    attach(module, attention_forward, hook)
+    attach(hook, hook.attend)
 
 
 def _dispatcher_name() -> Any:
@@ -164,7 +155,8 @@ def _swap_norm(path: str, module: nn.Module, backend: str | None) -> bool:
     replacement = replace.replacement_for(module)
     if replacement is None:
         return False
-    attach(module, norm_forward, Hook(path, type(module).forward, backend=backend, replacement=replacement))
+    hook = Hook(module, path, backend=backend, replacement=replacement)
+    attach(hook, hook.normalise)
     return True
 
 
@@ -177,6 +169,5 @@ def _pair_silu(root: nn.Module) -> None:
                 continue
             hook.replacement = replace.group_norm_silu
             if not is_ours(act):
-                attach(
-                    act, norm_forward, Hook(f"{name}.act", type(act).forward, replacement=replace.marked_silu)
-                )
+                passing = Hook(act, f"{name}.act", replacement=replace.marked_silu)
+                attach(passing, passing.normalise)

@@ -60,6 +60,9 @@ def install() -> None:
         if _member is None:
             _member = str.__new__(names, NAME)
             _member._name_, _member._value_ = NAME.upper(), NAME
+            _member.__reduce_ex__ = (
+                _reduce  # an enum member pickles as its value, which no other process knows
+            )
         names._member_map_[_member._name_] = _member
         names._value2member_map_[NAME] = _member
         if _member._name_ not in names._member_names_:
@@ -97,6 +100,10 @@ def member() -> Any:
     if not is_installed():
         install()
     return _member
+
+
+def _reduce(protocol: int) -> Any:
+    return member, ()
 
 
 def dispatched(

@@ -1,7 +1,7 @@
 """Per-model hooks: an instance's `forward` replaced, in a scope that knows its layer and role, and given back.
 
-Nothing outside the model changes. A hook is a method bound to its module, so that copy.deepcopy of an applied
-model gives a second applied model with weights of its own, and pickling gives a stock one.
+Nothing outside the model changes. A hook refers to its module and to nothing else, so that copy.deepcopy of an
+applied model, and pickling it, give an applied model with weights of its own.
 """
 
 from __future__ import annotations
@@ -25,24 +25,27 @@ Replacement = Callable[..., Any]
 
 
 class Hook:
-    """What `apply` left on one module. Plain data: copies and pickles with the module."""
+    """What `apply` left on one module; its methods stand in for the module's forward.
+
+    Plain data with a reference to its module, so that it copies and pickles together with it.
+    """
 
     def __init__(
         self,
+        module: nn.Module,
         layer: str,
-        own: Callable[..., Any],
         role: str = "",
         backend: str | None = None,
         replacement: Replacement | None = None,
-        previous: Any = None,
         needs_sdpa: bool = False,
     ) -> None:
+        self.module = module
         self.layer = layer
         self.role = role
         self.backend = backend
         self.replacement = replacement  # None: run the module's own forward, in our scope
-        self.previous = previous  # an instance-level forward that was there before us
-        self.own: Callable[..., Any] = own  # the class's forward; dynamo cannot look it up on every class
+        self.previous = module.__dict__.get("forward")  # an instance-level forward that was there before us
+        self.own: Callable[..., Any] = type(module).forward  # kept: dynamo cannot look it up on every class
         self.active = True
         self.processor: tuple[Any, Any] | None = None  # diffusers: (theirs, our copy)
         self.hold = torch_hook.hold() if needs_sdpa else None
@@ -75,6 +78,42 @@ class Hook:
             scope = Scope(self.role or scope.role, self.layer)
         return parent.derive(settings, scope)
 
+    def attend(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own forward, with every attention inside it served by the registry."""
+        if not self.active:
+            return self.stock(*args, **kwargs)
+        if is_compiling():
+            torch_hook._state.tracing += 1
+            try:
+                return self.stock(*args, **kwargs)
+            finally:
+                torch_hook._state.tracing -= 1
+        token = self.enter()
+        who = torch_hook._who.set(torch_hook._OURS)
+        try:
+            return self.stock(*args, **kwargs)
+        finally:
+            torch_hook._who.reset(who)
+            leave(token)
+
+    def normalise(self, *args: Any, **kwargs: Any) -> Any:
+        """The replacement of a norm's forward; its own under autocast, whose dtype rules are torch's."""
+        if not self.active or self.replacement is None or _any_autocast():
+            return self.stock(*args, **kwargs)
+        if is_compiling():
+            return self.replacement(self.module, *args, **kwargs)
+        token = self.enter()
+        try:
+            return self.replacement(self.module, *args, **kwargs)
+        finally:
+            leave(token)
+
+    def stock(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module did before."""
+        if self.previous is not None:
+            return self.previous(*args, **kwargs)
+        return self.own(self.module, *args, **kwargs)
+
 
 def leave(token: Any) -> None:
     """Undo `Hook.enter`."""
@@ -92,46 +131,6 @@ def preferring(parent: Dispatcher, backend: str) -> Any:
     )
 
 
-def attention_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The module's own forward, with every attention inside it served by the registry."""
-    hook: Hook = getattr(self, HOOK)
-    if not hook.active:
-        return _own(self, hook, args, kwargs)
-    if is_compiling():
-        torch_hook._state.tracing += 1
-        try:
-            return _own(self, hook, args, kwargs)
-        finally:
-            torch_hook._state.tracing -= 1
-    token = hook.enter()
-    who = torch_hook._who.set(torch_hook._OURS)
-    try:
-        return _own(self, hook, args, kwargs)
-    finally:
-        torch_hook._who.reset(who)
-        leave(token)
-
-
-def norm_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """The replacement of a norm's forward; its own under autocast, whose dtype rules are torch's."""
-    hook: Hook = getattr(self, HOOK)
-    if not hook.active or hook.replacement is None or _any_autocast():
-        return _own(self, hook, args, kwargs)
-    if is_compiling():
-        return hook.replacement(self, *args, **kwargs)
-    token = hook.enter()
-    try:
-        return hook.replacement(self, *args, **kwargs)
-    finally:
-        leave(token)
-
-
-def _own(module: nn.Module, hook: Hook, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    if hook.previous is not None:
-        return hook.previous(*args, **kwargs)
-    return hook.own(module, *args, **kwargs)
-
-
 def found(module: nn.Module) -> Hook | None:
     """The hook on a module, if its forward still leads to it."""
     hook = module.__dict__.get(HOOK)
@@ -140,13 +139,13 @@ def found(module: nn.Module) -> Hook | None:
 
 def is_ours(module: nn.Module) -> bool:
     """Whether the instance-level forward of a module is one of ours."""
-    return getattr(module.__dict__.get("forward"), "__func__", None) in (attention_forward, norm_forward)
+    return isinstance(getattr(module.__dict__.get("forward"), "__self__", None), Hook)
 
 
-def attach(module: nn.Module, forward: Callable[..., Any], hook: Hook) -> None:
-    """Bind `forward` to the module."""
-    object.__setattr__(module, HOOK, hook)
-    object.__setattr__(module, "forward", types.MethodType(forward, module))
+def attach(hook: Hook, forward: Callable[..., Any]) -> None:
+    """Put `hook.attend` or `hook.normalise` in the place of its module's forward."""
+    object.__setattr__(hook.module, HOOK, hook)
+    object.__setattr__(hook.module, "forward", forward)
 
 
 def detach(module: nn.Module) -> None:

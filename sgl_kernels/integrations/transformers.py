@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.packages import installed_version
-from sgl_kernels.integrations.modules import Hook, attach, attention_forward, found
+from sgl_kernels.integrations.modules import Hook, attach, found
 from sgl_kernels.ops.attention.api import attention
 
 NAME = "sgl_kernels"
@@ -204,11 +204,8 @@ def hook(model: nn.Module, prefix: str, backend: str | None) -> list[str]:
         if is_attention(module) and found(module) is None:
             path = ".".join(part for part in (prefix, name) if part)
             role = "cross" if "cross" in name.lower() or "encoder_attn" in name.lower() else "self"
-            attach(
-                module,
-                attention_forward,
-                Hook(path, type(module).forward, role, backend, previous=module.__dict__.get("forward")),
-            )
+            scoped = Hook(module, path, role, backend)
+            attach(scoped, scoped.attend)
             layers.append(path)
     before = [(ours, ours._attn_implementation) for _, ours in configs.values()]
     model.__dict__[_STATE] = before
