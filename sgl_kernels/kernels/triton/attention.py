@@ -225,6 +225,14 @@ def attention_kernel(
             tl.store(LSE + (batch * heads + head) * seq_q + rows, lse, mask=rows < seq_q)
 
 
+MAX_STRIDE = 2**22
+"""Offsets inside a tile (up to 256 rows) are 32-bit, where a tile starts is 64-bit: rows farther apart are copied."""
+
+
+def _near(x: torch.Tensor) -> torch.Tensor:
+    return unit_last(x) if x.stride(1) <= MAX_STRIDE else x.contiguous()
+
+
 @dataclass(frozen=True, slots=True)
 class _Shape:
     """What differs between the dense and the packed launch."""
@@ -260,6 +268,8 @@ def attention(
     out = torch.empty((batch, seq_q, heads, head_dim_v), dtype=v.dtype if int8_scales else q.dtype, device=q.device)
     lse = torch.empty((batch, heads, seq_q), dtype=torch.float32, device=q.device) if write_lse else None
     if attn_mask is not None:
+        far = attn_mask.ndim > 1 and max(attn_mask.stride()[-2:]) > MAX_STRIDE
+        attn_mask = attn_mask.contiguous() if far else attn_mask
         attn_mask = attn_mask.expand(batch, heads, seq_q, seq_k)
     causal = (BOTTOM_RIGHT if causal_alignment == "bottom_right" else TOP_LEFT).value if is_causal else 0
     scale = head_dim**-0.5 if scale is None else scale
@@ -318,7 +328,7 @@ def _launch(
     """Writes `out` and `lse`: one launch, or none for an empty result."""
     if out.numel() == 0 and (lse is None or lse.numel() == 0):
         return
-    q, k, v = unit_last(q), unit_last(k), unit_last(v)
+    q, k, v = _near(q), _near(k), _near(v)
     head_dim, head_dim_v = q.shape[-1], v.shape[-1]
     mask_kind, mask_strides = NO_MASK.value, (0, 0, 0, 0)
     if attn_mask is not None:

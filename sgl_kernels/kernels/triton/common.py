@@ -28,7 +28,7 @@ def narrow(x, dtype: tl.constexpr, UPCAST: tl.constexpr):
     """fp32 `x` in `dtype`, rounded to nearest even in the interpreter too."""
     if UPCAST and dtype == tl.bfloat16:
         bits = x.to(tl.uint32, bitcast=True)
-        bits = bits + 0x7FFF + ((bits >> 16) & 1)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16
         x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
     return x.to(dtype)
 
