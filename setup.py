@@ -1,4 +1,4 @@
-"""Builds the optional C++ extension sgl_kernels._cpu on torch's stable ABI."""
+"""Builds the optional C++ extensions: sgl_kernels._cpu on torch's stable ABI, sgl_kernels._key on Python's."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -149,6 +150,33 @@ def build(library: Path, objects: Path, sanitize: bool) -> None:
         os.replace(fresh, library)
 
 
+def build_key(library: Path, objects: Path) -> None:
+    """The Python module that makes keys of calls: one source, no torch library, Python's limited API."""
+    source = ROOT / "csrc" / "python" / "key.cpp"
+    include = sysconfig.get_paths()["include"]
+    if not (Path(include) / "Python.h").is_file():
+        raise BuildError(f"Python.h is not in {include}: install Python's headers (python3-dev)")
+    flags = [
+        *shlex.split(os.environ.get("CXXFLAGS", "")),
+        "-std=c++20",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-O2",
+    ]
+    flags += ["-Wall", f"-ffile-prefix-map={ROOT}/=", "-isystem", include]
+    flags += ["-isystem", str(torch_root() / "include")]
+    objects.mkdir(parents=True, exist_ok=True)
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with open(objects / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = compile_one(source, flags, objects)
+        fresh = library.with_suffix(".new")
+        # Python's own symbols come from the process that imports the module.
+        dangling = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
+        run([*shlex.split(os.environ.get("CXX", "g++")), "-shared", *dangling, str(made), "-o", str(fresh)])
+        os.replace(fresh, library)
+
+
 class OptionalBuild(build_ext):
     """A failed build leaves an installable package, unless SGL_KERNELS_REQUIRE_EXTENSION=1 says otherwise."""
 
@@ -157,19 +185,27 @@ class OptionalBuild(build_ext):
         sanitize = os.environ.get("SGL_KERNELS_BUILD_SANITIZE") == "1"
         if sanitize:  # for SGL_KERNELS_CPU_LIBRARY, never part of an installation
             library = ROOT / "build" / "sanitize" / "_cpu_sanitize.so"
+        folder = Path(self.build_temp).resolve()
         try:
-            build(library, Path(self.build_temp).resolve() / ("sanitize" if sanitize else "cpu"), sanitize)
+            if ext.name != "sgl_kernels._key":
+                build(library, folder / ("sanitize" if sanitize else "cpu"), sanitize)
+            elif not sanitize:
+                build_key(library, folder / "key")
         except (BuildError, OSError) as error:
             library.unlink(missing_ok=True)  # or an older build would be installed as if it were this one
             if os.environ.get("SGL_KERNELS_REQUIRE_EXTENSION") == "1":
-                raise SystemExit(f"sgl_kernels._cpu was not built: {error}") from error
+                raise SystemExit(f"{ext.name} was not built: {error}") from error
             print(
-                f"warning: sgl_kernels._cpu was not built, torch will serve instead: {error}", file=sys.stderr
+                f"warning: {ext.name} was not built, torch and Python will serve instead: {error}",
+                file=sys.stderr,
             )
 
 
 setup(
-    ext_modules=[Extension("sgl_kernels._cpu", sources=[], py_limited_api=True, optional=True)],
+    ext_modules=[
+        Extension(name, sources=[], py_limited_api=True, optional=True)
+        for name in ("sgl_kernels._cpu", "sgl_kernels._key")
+    ],
     cmdclass={"build_ext": OptionalBuild},
     # The library does not touch Python's ABI at all; abi3 is the tag that says so to installers.
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling as is_compiling
 
 from sgl_kernels.core.dispatch import Key, bind, current
 from sgl_kernels.core.torch_op import define
+from sgl_kernels.ops._fingerprint import fingerprint
 from sgl_kernels.ops._key import is_opaque
 from sgl_kernels.ops.attention.spec import ATTENTION, ATTENTION_LSE, ATTENTION_VARLEN
-
-_any_autocast = torch._C._is_any_autocast_enabled
-_grad_enabled = torch.is_grad_enabled
 
 
 def attention(
@@ -47,11 +44,18 @@ def attention(
     table. Raises ValueError or TypeError for arguments that do not fit each other.
     """
     left, right = (-1, -1) if window_size is None else window_size
+    args = (q, k, v, attn_mask, is_causal, causal_alignment, scale, left, right, softcap)
     if is_compiling() or (type(q) is not Tensor and is_opaque(q)):
-        return _attention(
-            q, k, v, attn_mask, is_causal, causal_alignment, scale, left, right, softcap, backend=backend
-        )
-    return _eager(q, k, v, attn_mask, is_causal, causal_alignment, scale, left, right, softcap, backend)
+        return _attention(*args, backend=backend)
+    # The body of _dense_eager once more: a frame less is 0.1 us less, on a call whose overhead is 1 us.
+    try:
+        key: Key = (
+            ATTENTION, backend, fingerprint(q, k, v, attn_mask), is_causal, causal_alignment,
+            scale is None, left, right, softcap,
+        )  # fmt: skip
+    except AttributeError:  # not a tensor: bind says which
+        key = None
+    return (current().bound.get(key) or bind(ATTENTION, key, backend, args))(*args)
 
 
 def _dense_eager(op: Any) -> Any:
@@ -64,15 +68,8 @@ def _dense_eager(op: Any) -> Any:
         args = (q, k, v, attn_mask, is_causal, causal_alignment, scale, window_left, window_right, softcap)
         try:
             key: Key = (
-                op, backend, q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device, k.get_device(),
-                v.get_device(),
-                None if attn_mask is None else (attn_mask.shape, attn_mask.dtype, attn_mask.get_device()),
-                is_causal, causal_alignment, scale is None, window_left, window_right, softcap,
-                _grad_enabled() and (
-                    q.requires_grad or k.requires_grad or v.requires_grad
-                    or (attn_mask is not None and attn_mask.requires_grad)
-                ),
-                _any_autocast(),
+                op, backend, fingerprint(q, k, v, attn_mask), is_causal, causal_alignment,
+                scale is None, window_left, window_right, softcap,
             )  # fmt: skip
         except AttributeError:  # not a tensor: bind says which
             key = None
@@ -123,11 +120,8 @@ def _eager_varlen(
     )  # fmt: skip
     try:
         key: Key = (
-            ATTENTION_VARLEN, backend, q.shape, k.shape, v.shape, q.dtype, k.dtype, v.dtype, q.device,
-            k.get_device(), v.get_device(), cu_seqlens_q.shape, cu_seqlens_k.shape, cu_seqlens_q.dtype,
-            cu_seqlens_k.dtype, cu_seqlens_q.get_device(), max_seqlen_q, max_seqlen_k, is_causal, scale is None,
-            window_left, window_right, softcap,
-            _grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad), _any_autocast(),
+            ATTENTION_VARLEN, backend, fingerprint(q, k, v, cu_seqlens_q, cu_seqlens_k), max_seqlen_q,
+            max_seqlen_k, is_causal, scale is None, window_left, window_right, softcap,
         )  # fmt: skip
     except AttributeError:  # not a tensor: bind says which
         key = None
