@@ -1,27 +1,29 @@
 """AITER, AMD's kernel library for ROCm: attention, RMS and layer norm, group norm.
 
-Signatures read from amd-aiter 0.1.7 and the sources at e4048607. PyPI's `aiter` is an unrelated package of
-asynchronous iterators, and importing the real one builds kernels, so presence is asked of the distribution
-amd-aiter or of the submodules that only the real one has, never by importing.
+Signatures read from amd-aiter 0.1.7 and the sources at e4048607; group norm is newer than 0.1.7. PyPI's `aiter` is an
+unrelated package of asynchronous iterators, and importing the real one builds kernels, so presence is asked of the
+distribution amd-aiter or of the submodules that only the real one has, never by importing.
 """
 
 from __future__ import annotations
 
 import importlib.machinery
 import importlib.util
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sgl_kernels.backends._attention import feature, last_dim_contiguous, rejects, shape
+from sgl_kernels.backends._attention import feature, rejects, shape
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
+from sgl_kernels.backends.flash_attn import dense_adapter, varlen_adapter
 from sgl_kernels.core.device import Device
 from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.core.packages import VersionOf, installed_version
-from sgl_kernels.core.requires import HALF, Requires
+from sgl_kernels.core.requires import FLOATS, HALF, Requires
 from sgl_kernels.core.settings import Settings
 from sgl_kernels.core.verdict import Reason, Rejected
 
@@ -54,36 +56,31 @@ class _Amds(Requires):
         )
 
 
-def _attention(with_lse: bool) -> Callable[[Any], Callable[..., Any]]:
+def _sides(call: Callable[..., Any]) -> int:
+    """How many numbers this release's window_size has: 2, or 3 since it knows attention sinks."""
+    return len(inspect.signature(call).parameters["window_size"].default)
+
+
+def _attention(op: str) -> Callable[[Any], Callable[..., Any]]:
     def load(config: Any) -> Callable[..., Any]:
-        import inspect
+        from aiter.ops.mha import flash_attn_func, flash_attn_varlen_func
 
-        from aiter.ops.mha import flash_attn_func
-
-        sides = len(
-            inspect.signature(flash_attn_func).parameters["window_size"].default
-        )  # 3 since sinks exist
-
-        def run(
-            q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool, causal_alignment: str,
-            scale: float | None, window_left: int, window_right: int, softcap: float,
-        ) -> Any:  # fmt: skip
-            # masks, softcap and top-left calls of unequal lengths were turned away: AITER is bottom-right
-            q, k, v = last_dim_contiguous(q, k, v)
-            window = (window_left, window_right, 0)[:sides]
-            found = flash_attn_func(
-                q,
-                k,
-                v,
-                dropout_p=0.0,
-                softmax_scale=scale,
-                causal=is_causal,
-                window_size=window,
-                return_lse=with_lse,
-            )
-            return (found[0], found[1]) if with_lse else found
-
-        return run
+        if op == "attention_varlen":
+            sides = _sides(flash_attn_varlen_func)
+            return varlen_adapter(
+                lambda q, k, v, cu_q, cu_k, max_q, max_k, scale, causal, window, softcap: flash_attn_varlen_func(
+                    q, k, v, cu_q, cu_k, max_q, max_k, dropout_p=0.0, softmax_scale=scale, causal=causal,
+                    window_size=(*window, 0)[:sides],
+                )
+            )  # fmt: skip
+        sides, lse = _sides(flash_attn_func), op == "attention_lse"
+        return dense_adapter(
+            lambda q, k, v, scale, causal, window, softcap: flash_attn_func(
+                q, k, v, dropout_p=0.0, softmax_scale=scale, causal=causal, window_size=(*window, 0)[:sides],
+                return_lse=lse,
+            ),
+            lse,
+        )  # fmt: skip
 
     return load
 
@@ -130,11 +127,20 @@ def _rejects_rows(facts: Any) -> Rejected | None:
     return shape("empty tensors go to torch") if facts.rows == 0 else None
 
 
+INDEX_LIMIT = 1 << 32  # groupnorm.cu counts elements in 32 bits
+
+
 def _rejects_group(facts: Any) -> Rejected | None:
     if facts.weight is not facts.dtype or facts.bias is not facts.dtype:
         return feature("needs a weight and a bias of the dtype of x")
     if facts.channels_last:
         return feature("channels-last input would be copied and lose its format")
+    if (
+        facts.positions % 4
+    ):  # its kernel for large groups reads four elements and gives them one channel's weight
+        return shape(f"has {facts.positions} positions per channel, needs a multiple of 4")
+    if facts.batch * facts.channels * facts.positions >= INDEX_LIMIT:
+        return shape("has 2**32 elements or more, which its 32-bit index cannot count")
     return shape("empty tensors go to torch") if facts.batch * facts.positions == 0 else None
 
 
@@ -144,12 +150,12 @@ def _vae_flag(settings: Settings) -> Rejected | None:
     return Rejected(Reason.POLICY, "SGLANG_USE_ROCM_VAE is off", "export SGLANG_USE_ROCM_VAE=1")
 
 
-_CDNA = _Amds(
-    platforms=frozenset({"rocm"}),
-    archs=frozenset({"gfx942", "gfx950"}),
-    dtypes=HALF,
-    install=INSTALL,
-)
+def _requires(dtypes: frozenset[torch.dtype]) -> Requires:
+    return _Amds(
+        platforms=frozenset({"rocm"}), archs=frozenset({"gfx942", "gfx950"}), dtypes=dtypes, install=INSTALL
+    )
+
+
 _REJECTS = rejects(
     causal=("square", "bottom_right"), window=True, head_dims=lambda d: d % 8 == 0 and d <= 256,
     head_dim_text="a multiple of 8, at most 256",
@@ -163,7 +169,7 @@ def _implementation(
         op=op,
         backend="aiter",
         load=load,
-        requires=_CDNA,
+        requires=_requires(FLOATS if op == "group_norm" else HALF),
         rejects=rejecting,
         enabled=enabled,
         bugs=bugs_of("aiter", op),
@@ -174,11 +180,9 @@ def _implementation(
 
 
 IMPLEMENTATIONS = (
-    _implementation(
-        "attention", "attention", _attention(False), _REJECTS, "AITER's flash attention for CDNA"
-    ),
-    _implementation(
-        "attention_lse", "attention", _attention(True), _REJECTS, "AITER's flash attention for CDNA"
+    *(
+        _implementation(op, "attention", _attention(op), _REJECTS, "AITER's flash attention for CDNA")
+        for op in ("attention", "attention_lse", "attention_varlen")
     ),
     _implementation("rms_norm", "norm", _load_rms_norm, _rejects_rows, "AITER's RMS norm"),
     _implementation("layer_norm", "norm", _load_layer_norm, _rejects_rows, "AITER's layer norm"),

@@ -24,9 +24,9 @@ COMPRESSED = 2048  # the causal modes take one triangular mask of this size for 
 
 
 def _hidden(mask: Tensor, q: Tensor, k: Tensor) -> Tensor:
-    """The op's mask: bool (B, 1 or H, Sq, Sk), True = hide."""
-    shown = mask.expand(q.shape[0], mask.shape[1] if mask.ndim == 4 else 1, q.shape[1], k.shape[1])
-    return ~shown
+    """The op's mask: bool (B, 1 or H, Sq, Sk), contiguous, True = hide. It does not broadcast its last two."""
+    heads = mask.shape[-3] if mask.ndim >= 3 else 1
+    return (~mask.expand(q.shape[0], heads, q.shape[1], k.shape[1])).contiguous()
 
 
 def _fused(with_lse: bool) -> Callable[[Any], Callable[..., Any]]:
@@ -99,9 +99,8 @@ def _load_group_norm(config: Any) -> Callable[..., Tensor]:
     def run(
         x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str
     ) -> Tensor:
-        return torch_npu.npu_group_norm_silu(x, weight, bias, num_groups, eps)[
-            0
-        ]  # only with SiLU: see rejects
+        out: Tensor = torch_npu.npu_group_norm_silu(x, weight, bias, num_groups, eps)[0]
+        return out  # only with SiLU: see rejects
 
     return run
 
@@ -120,13 +119,17 @@ def _load_rope(config: Any) -> Callable[..., Tensor]:
     import torch_npu
 
     def run(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-        # the op takes full-width tables, (1 or B, S, 1, D), in x's dtype
+        # the op takes full-width tables, (1 or B, S, 1, D), and one dtype: the wider of x and the tables, so that
+        # float32 tables are not rounded and the result is rounded once
+        wide = torch.promote_types(x.dtype, cos.dtype)
+
         def table(t: Tensor) -> Tensor:
-            wide = t.repeat_interleave(2, -1) if interleaved else torch.cat((t, t), -1)
-            return (wide if wide.ndim == 3 else wide[None]).unsqueeze(2).to(x.dtype)
+            full = t.repeat_interleave(2, -1) if interleaved else torch.cat((t, t), -1)
+            return (full if full.ndim == 3 else full[None]).unsqueeze(2).to(wide)
 
         mode = "interleave" if interleaved else "half"
-        return torch_npu.npu_rotary_mul(x.contiguous(), table(cos), table(sin), rotary_mode=mode)
+        rotated = torch_npu.npu_rotary_mul(x.contiguous().to(wide), table(cos), table(sin), rotary_mode=mode)
+        return rotated.to(x.dtype)
 
     return run
 
@@ -134,9 +137,9 @@ def _load_rope(config: Any) -> Callable[..., Tensor]:
 def _rejects_rope(facts: Any) -> Rejected | None:
     if facts.rotary_dim != facts.head_dim:
         return feature("partial rotation is not supported")
-    if facts.dtype is not torch.float32 and facts.table is torch.float32:
-        return feature("float32 tables would be rounded to the dtype of x")
-    return shape("empty tensors go to torch") if facts.tokens == 0 else None
+    if facts.head_dim >= 896:
+        return shape(f"head_dim is {facts.head_dim}, needs less than 896")
+    return shape("empty tensors go to torch") if facts.tokens * facts.heads == 0 else None
 
 
 def _load_silu_mul(config: Any) -> Callable[..., Tensor]:
