@@ -31,7 +31,7 @@ _torch_sdpa = compat._torch_sdpa
 _PLAIN = (Tensor, torch.nn.Parameter)
 _functorch_active = torch._C._are_functorch_transforms_active
 
-_DEFAULT, _OURS, _TORCH = "", "ours", "torch"
+_DEFAULT, _OURS, _TORCH, _ONWARDS = "", "ours", "torch", "onwards"
 _who: ContextVar[str] = ContextVar("sgl_kernels_sdpa", default=_DEFAULT)
 
 
@@ -80,16 +80,28 @@ def scaled_dot_product_attention(
                 )
             finally:
                 _who.reset(token)
-    return _state.previous(  # type: ignore[no-any-return]
-        query,
-        key,
-        value,
-        attn_mask=attn_mask,
-        dropout_p=dropout_p,
-        is_causal=is_causal,
-        scale=scale,
-        enable_gqa=enable_gqa,
-    )
+    onwards = _state.previous
+    token = None
+    if onwards is not _torch_sdpa and not is_compiling():
+        # Another library's patch. It may have wrapped this function, and lead back here: then torch serves.
+        if _who.get() is _ONWARDS:
+            onwards = _torch_sdpa
+        else:
+            token = _who.set(_ONWARDS)
+    try:
+        return onwards(  # type: ignore[no-any-return]
+            query,
+            key,
+            value,
+            attn_mask=attn_mask,
+            dropout_p=dropout_p,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=enable_gqa,
+        )
+    finally:
+        if token is not None:
+            _who.reset(token)
 
 
 def install() -> None:
@@ -162,4 +174,5 @@ def _unpatch() -> None:
         return
     if F.scaled_dot_product_attention is scaled_dot_product_attention:
         F.scaled_dot_product_attention = _state.previous
+        _state.previous = _torch_sdpa
     # Else another library patched over us and may still call this function: it goes on to `previous`.
