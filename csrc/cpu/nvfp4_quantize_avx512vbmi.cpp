@@ -10,11 +10,12 @@ namespace sgl_kernels::nvfp4 {
 namespace {
 
 constexpr int64_t kChunk = 256;  // elements handled at once: 16 blocks, so that scale arithmetic fills a vector
+constexpr int64_t kStrip = 16;   // chunks between the two passes: 8 KB of bf16
 
 // For u = 4|x|, i = floor(u) + ceil(u) tells apart every threshold and every tie of e2m1 (they are whole u):
-// "u > b" is i > 2b and "u >= b" is i >= 2b. The table maps i, or 128 - i for negative x, to the code.
+// "u > b" is i > 2b and "u >= b" is i >= 2b. The table maps i, at most 48, to the magnitude's code.
 struct CodeTable {
-  alignas(64) uint8_t code[128];
+  alignas(64) uint8_t code[64];
 };
 constexpr CodeTable make_table() {
   CodeTable t{};
@@ -25,7 +26,6 @@ constexpr CodeTable make_table() {
       ++c;
     }
     t.code[i] = static_cast<uint8_t>(c);
-    t.code[(128 - i) & 127] = static_cast<uint8_t>(i == 0 ? 0 : c | 8);
   }
   return t;
 }
@@ -65,8 +65,11 @@ SGLK_INLINE __m512i quarter_steps(__m512 x, __m512 multiplier) {
                           _mm512_cvt_roundps_epi32(u, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
 }
 
+// One table look-up of |i| and the sign put back: a 128-entry vpermi2b is three micro-operations on Intel.
 SGLK_INLINE __m512i to_codes(__m512i steps) {
-  return _mm512_permutex2var_epi8(_mm512_load_si512(kCodes.code), steps, _mm512_load_si512(kCodes.code + 64));
+  const __m512i magnitudes = _mm512_permutexvar_epi8(_mm512_abs_epi8(steps), _mm512_load_si512(kCodes.code));
+  const __m512i signs = _mm512_srli_epi16(steps, 4);  // bit 7 to bit 3; the other bits are masked off
+  return _mm512_ternarylogic_epi32(_mm512_set1_epi8(8), signs, magnitudes, 0xEA);  // (8 & signs) | magnitudes
 }
 
 SGLK_INLINE void clear_bad(__mmask16 bad, uint8_t* codes) {
@@ -96,15 +99,34 @@ SGLK_INLINE __m512i bf16_maxima(const __m512i (&v)[8]) {
   return _mm512_maskz_permutexvar_epi16(0xAAAAAAAA, _mm512_load_si512(kOrder), c);
 }
 
-SGLK_INLINE void chunk_bf16(const uint16_t* x, const Factors& f, uint8_t* codes, uint8_t* scales) {
-  __m512i raw[8], magnitudes[8];
+// Scales of one chunk: their codes, the multipliers (x 4) of its 16 blocks, and which blocks are not finite.
+template <Element T>
+SGLK_INLINE __mmask16 scale_chunk(const void* x, int64_t at, const Factors& f, uint8_t* scales, float* multipliers) {
+  __m512i amax;
+  if constexpr (T == Element::bf16) {
+    __m512i v[8];
 #pragma GCC unroll 8
-  for (int i = 0; i < 8; ++i) {
-    raw[i] = _mm512_loadu_si512(x + 32 * i);
-    magnitudes[i] = _mm512_and_si512(raw[i], _mm512_set1_epi16(0x7FFF));
+    for (int i = 0; i < 8; ++i) {
+      v[i] = _mm512_and_si512(_mm512_loadu_si512(static_cast<const uint16_t*>(x) + at + 32 * i),
+                              _mm512_set1_epi16(0x7FFF));
+    }
+    amax = bf16_maxima(v);
+  } else {
+    __m512i v[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) {
+      v[i] = magnitude(load16(x, T, at + 16 * i));
+    }
+    amax = block_maxima(v);
   }
   __mmask16 bad;
-  const __m512 multipliers = block_scales(bf16_maxima(magnitudes), f, scales, &bad);
+  _mm512_store_ps(multipliers, block_scales(amax, f, scales, &bad));
+  return bad;
+}
+
+// bf16: a vector of 32 is split into its even and odd elements, 64 at a time become 32 bytes.
+SGLK_INLINE void code_chunk_bf16(const uint16_t* x, const float* multipliers, uint8_t* codes) {
+  const __m512 m16 = _mm512_load_ps(multipliers);
   const __m512i first = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
 #pragma GCC unroll 4
@@ -112,10 +134,10 @@ SGLK_INLINE void chunk_bf16(const uint16_t* x, const Factors& f, uint8_t* codes,
     __m512i half[2];
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
-      const __m512i which = _mm512_add_epi32(first, _mm512_set1_epi32(2 * (i + j)));
-      const __m512 m = _mm512_permutexvar_ps(which, multipliers);
-      const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(raw[i + j], 16));
-      const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(raw[i + j], _mm512_set1_epi32(-65536)));
+      const __m512i raw = _mm512_loadu_si512(x + 32 * (i + j));
+      const __m512 m = _mm512_permutexvar_ps(_mm512_add_epi32(first, _mm512_set1_epi32(2 * (i + j))), m16);
+      const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(raw, 16));
+      const __m512 odd = _mm512_castsi512_ps(_mm512_and_si512(raw, _mm512_set1_epi32(-65536)));
       half[j] = _mm512_packs_epi32(quarter_steps(even, m), quarter_steps(odd, m));
     }
     const __m512i c = to_codes(_mm512_packs_epi16(half[0], half[1]));  // per lane: 4 even, 4 odd, 4 even, 4 odd
@@ -123,19 +145,14 @@ SGLK_INLINE void chunk_bf16(const uint16_t* x, const Factors& f, uint8_t* codes,
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + 16 * i),
                         _mm512_castsi512_si256(_mm512_permutexvar_epi32(order, pairs)));
   }
-  if (__builtin_expect(bad != 0, 0)) {
-    clear_bad(bad, codes);
-  }
 }
 
-SGLK_INLINE void chunk_wide(const void* x, Element type, int64_t at, const Factors& f, uint8_t* codes, uint8_t* scales) {
-  __m512i magnitudes[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) {
-    magnitudes[i] = magnitude(load16(x, type, at + 16 * i));
+template <Element T>
+SGLK_INLINE void code_chunk(const void* x, int64_t at, const float* multipliers, uint8_t* codes) {
+  if constexpr (T == Element::bf16) {
+    code_chunk_bf16(static_cast<const uint16_t*>(x) + at, multipliers, codes);
+    return;
   }
-  __mmask16 bad;
-  const __m512 multipliers = block_scales(block_maxima(magnitudes), f, scales, &bad);
   alignas(32) static constexpr uint8_t kGather[32] = {0, 2, 16, 18, 32, 34, 48, 50, 4,  6,  20, 22, 36, 38, 52, 54,
                                                       8, 10, 24, 26, 40, 42, 56, 58, 12, 14, 28, 30, 44, 46, 60, 62};
   const __m512i gather = _mm512_castsi256_si512(_mm256_load_si256(reinterpret_cast<const __m256i*>(kGather)));
@@ -144,40 +161,49 @@ SGLK_INLINE void chunk_wide(const void* x, Element type, int64_t at, const Facto
     __m512i s[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) {
-      const __m512 m = _mm512_permutexvar_ps(_mm512_set1_epi32(i + j), multipliers);
-      s[j] = quarter_steps(load16(x, type, at + 16 * (i + j)), m);
+      s[j] = quarter_steps(load16(x, T, at + 16 * (i + j)), _mm512_set1_ps(multipliers[i + j]));
     }
     const __m512i c = to_codes(_mm512_packs_epi16(_mm512_packs_epi32(s[0], s[1]), _mm512_packs_epi32(s[2], s[3])));
     const __m512i pairs = _mm512_or_si512(c, _mm512_srli_epi16(c, 4));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + 8 * i),
                         _mm512_castsi512_si256(_mm512_permutexvar_epi8(gather, pairs)));
   }
-  if (__builtin_expect(bad != 0, 0)) {
-    clear_bad(bad, codes);
+}
+
+// `chunks` <= kStrip whole chunks. Two passes over what is then in L1: scales have a long chain of dependent
+// operations (a division among them) that would otherwise hold up the codes of their own chunk.
+template <Element T>
+SGLK_INLINE void quantize_strip(const void* x, int64_t at, int64_t chunks, const Factors& f, uint8_t* codes,
+                                uint8_t* scales) {
+  alignas(64) float multipliers[kStrip * 16];
+  __mmask16 bad[kStrip];
+  for (int64_t i = 0; i < chunks; ++i) {
+    bad[i] = scale_chunk<T>(x, at + i * kChunk, f, scales + i * 16, multipliers + i * 16);
+  }
+  for (int64_t i = 0; i < chunks; ++i) {
+    code_chunk<T>(x, at + i * kChunk, multipliers + i * 16, codes + i * (kChunk / 2));
+    if (__builtin_expect(bad[i] != 0, 0)) {
+      clear_bad(bad[i], codes + i * (kChunk / 2));
+    }
   }
 }
 
 template <Element T>
 void quantize_range(const Rows& x, const Factors& f, int64_t begin, int64_t end, uint8_t* codes, uint8_t* scales) {
   constexpr int64_t size = T == Element::f32 ? 4 : 2;
-  const auto one = [&](const void* from, int64_t at, uint8_t* c, uint8_t* s) {
-    if constexpr (T == Element::bf16) {
-      chunk_bf16(static_cast<const uint16_t*>(from) + at, f, c, s);
-    } else {
-      chunk_wide(from, T, at, f, c, s);
-    }
-  };
   for (int64_t row = begin; row < end; ++row) {
     const int64_t base = row * x.k;
     int64_t k = 0;
-    for (; k + kChunk <= x.k; k += kChunk) {
-      one(x.data, base + k, codes + (base + k) / 2, scales + (base + k) / kBlock);
+    while (k + kChunk <= x.k) {
+      const int64_t whole = (x.k - k) / kChunk, chunks = whole < kStrip ? whole : kStrip;
+      quantize_strip<T>(x.data, base + k, chunks, f, codes + (base + k) / 2, scales + (base + k) / kBlock);
+      k += chunks * kChunk;
     }
     if (k < x.k) {  // the last blocks of a row, padded with zeros in a buffer
       const int64_t left = x.k - k;
       alignas(64) uint8_t from[kChunk * 4] = {}, c[kChunk / 2], s[kChunk / kBlock];
       std::memcpy(from, static_cast<const uint8_t*>(x.data) + (base + k) * size, left * size);
-      one(from, 0, c, s);
+      quantize_strip<T>(from, 0, 1, f, c, s);
       std::memcpy(codes + (base + k) / 2, c, left / 2);
       std::memcpy(scales + (base + k) / kBlock, s, left / kBlock);
     }
