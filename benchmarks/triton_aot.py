@@ -148,7 +148,9 @@ def measure(name: str, only: str = "", subset: bool = False) -> Iterator[tuple[s
     for case in CASES:
         if only not in case.name or (subset and not case.subset):
             continue
-        for index, (kernel_name, kernel) in enumerate(compiled(lambda c=case: c.start(target.family), driver)):
+        for index, (kernel_name, kernel) in enumerate(
+            compiled(lambda c=case: c.start(target.family), driver)
+        ):
             suffix = "" if index == 0 else f"/{index}"
             yield f"{case.name}/{kernel_name}{suffix}", resources(kernel)
 
@@ -160,10 +162,14 @@ def problems(target: str, found: dict[str, dict[str, int]], budget: dict[str, di
         if used["spills"]:
             wrong.append(f"{target} {name}: {used['spills']} spills; choose a smaller tile in configs.py")
         if used["shared"] > SHARED_LIMIT[target]:
-            wrong.append(f"{target} {name}: {used['shared']} bytes shared, the chip has {SHARED_LIMIT[target]}")
+            wrong.append(
+                f"{target} {name}: {used['shared']} bytes shared, the chip has {SHARED_LIMIT[target]}"
+            )
         known = budget.get(name)
         if known is None:
-            wrong.append(f"{target} {name}: not in the budget; run benchmarks/triton_aot.py --update and commit")
+            wrong.append(
+                f"{target} {name}: not in the budget; run benchmarks/triton_aot.py --update and commit"
+            )
         elif used["registers"] > known["registers"] or used["shared"] > known["shared"]:
             wrong.append(
                 f"{target} {name}: {used['registers']} registers and {used['shared']} bytes shared, the budget is "
@@ -202,7 +208,9 @@ def main() -> int:
         else:
             wrong += problems(target, found, budget["kernels"])
             if budget["triton"] not in ("", triton.__version__):
-                wrong.append(f"{target}: budgets are of Triton {budget['triton']}, this is {triton.__version__}")
+                wrong.append(
+                    f"{target}: budgets are of Triton {budget['triton']}, this is {triton.__version__}"
+                )
     print("\n".join(wrong) or "no spills, everything within budget")
     return 1 if wrong else 0
 

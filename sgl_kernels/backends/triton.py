@@ -42,7 +42,10 @@ class _GpuOrInterpreter(Requires):
 
 def _requires(dtypes: frozenset[torch.dtype]) -> Requires:
     return _GpuOrInterpreter(
-        platforms=frozenset({"cuda", "rocm", "xpu"}), packages=("triton",), dtypes=dtypes, install="pip install triton"
+        platforms=frozenset({"cuda", "rocm", "xpu"}),
+        packages=("triton",),
+        dtypes=dtypes,
+        install="pip install triton",
     )
 
 
@@ -62,6 +65,16 @@ def _rejects_old_gpu(facts: Any, device: Device) -> Rejected | None:
         found = f"{device.capability[0]}.{device.capability[1]}"
         return Rejected(Reason.CAPABILITY, f"needs capability 8.0 or newer, device is {found}")
     return None
+
+
+def _rejects_wide_heads(f: Any, device: Device) -> Rejected | None:
+    rejected = _rejects_old_gpu(f, device)
+    if rejected is None and _attention_configs(f, device)[0] is None:
+        kind = str(f.dtype).removeprefix("torch.")
+        return Rejected(
+            Reason.SHAPE, f"no tile fits the registers of {device} at {kind} and head dim above 128"
+        )
+    return rejected
 
 
 def _rejects_attention(f: Any) -> Rejected | None:
@@ -140,7 +153,9 @@ def _load_attention_varlen(config: Any) -> Callable[..., Any]:
     attend = _kernels().attention.attention_varlen
     config = _chosen(config, configs.AttentionConfig, configs.INTERPRETER)
 
-    def run(q, k, v, cu_q, cu_k, max_seqlen_q, max_seqlen_k, is_causal, scale, window_left, window_right, softcap):
+    def run(
+        q, k, v, cu_q, cu_k, max_seqlen_q, max_seqlen_k, is_causal, scale, window_left, window_right, softcap
+    ):
         return attend(
             q, k, v, cu_q, cu_k, max_seqlen_q, max_seqlen_k, is_causal=is_causal, scale=scale,
             window_left=window_left, window_right=window_right, softcap=softcap, config=config,
@@ -286,12 +301,12 @@ def _load_gelu_mul(config: Any) -> Callable[..., Any]:
 # ------------------------------------------------------------ declaring
 
 
-def _attention_configs(f: Any, device: Device) -> tuple[configs.AttentionConfig, ...]:
+def _attention_configs(f: Any, device: Device) -> tuple[configs.AttentionConfig | None, ...]:
     masked = bool(f.softcap or getattr(f, "mask", ""))
     return (configs.attention(family(device), f.dtype, f.head_dim, f.head_dim_v, masked=masked),)
 
 
-def _int8_configs(f: Any, device: Device) -> tuple[configs.AttentionConfig, ...]:
+def _int8_configs(f: Any, device: Device) -> tuple[configs.AttentionConfig | None, ...]:
     return (configs.attention_int8(family(device), f.dtype, f.head_dim, f.head_dim_v, masked=bool(f.mask)),)
 
 
@@ -318,11 +333,11 @@ def _attention_rank(f: Any, device: Device) -> int:
     return FUSED if f.softcap or f.window is not None or f.causal == "bottom_right" else BEHIND
 
 
-def _implementation(op: str, load: Any, make_configs: Any, rank: Any, rejects: Any = None, doc: str = "") -> Any:
+def _implementation(op: str, load: Any, make_configs: Any, rank: Any, rejects: Any = None) -> Implementation:
     return Implementation(
-        op=op, backend="triton", load=load, requires=_requires(FLOATS), rejects=rejects, rejects_on=_rejects_old_gpu,
-        rank=rank, configs=make_configs, launches_on_current_device=True, proof="interpreted, compiled",
-        doc=doc or "our Triton kernel: CUDA, ROCm, XPU",
+        op=op, backend="triton", load=load, requires=_requires(FLOATS), rejects=rejects,
+        rejects_on=_rejects_wide_heads if rejects is not None else _rejects_old_gpu, rank=rank, configs=make_configs,
+        launches_on_current_device=True, proof="interpreted, compiled", doc="our Triton kernel: CUDA, ROCm, XPU",
     )  # fmt: skip
 
 
@@ -344,7 +359,7 @@ IMPLEMENTATIONS = (
     _implementation("gelu_mul", _load_gelu_mul, _tile_configs, _rank(FUSED)),
     Implementation(
         op="attention", backend="triton_int8", load=_load_attention_int8, requires=_requires(HALF),
-        rejects=_rejects_int8, rejects_on=_rejects_old_gpu, rank=_rank(BEHIND), fidelity=Fidelity.LOSSY,
+        rejects=_rejects_int8, rejects_on=_rejects_wide_heads, rank=_rank(BEHIND), fidelity=Fidelity.LOSSY,
         configs=_int8_configs, launches_on_current_device=True, proof="interpreted, compiled",
         doc="our Triton kernel with int8 scores, K without its mean",
     ),

@@ -55,8 +55,14 @@ def test_modulation_parameters_of_every_shape(kind, config, shape):
     out = norm.residual_gate_norm_scale_shift(r, x, gate, scale, shift, *rest, config=config)
     for a, b in zip(out, want, strict=True):
         torch.testing.assert_close(a.double(), b, atol=1e-5, rtol=1e-5)
-    close(modulate.scale_shift(x, scale, shift, config=TILE), modulations.scale_shift(*wide(x, scale, shift)), dtype)
-    close(modulate.gate_residual(r, x, gate, config=TILE), modulations.gate_residual(*wide(r, x, gate)), dtype)
+    close(
+        modulate.scale_shift(x, scale, shift, config=TILE),
+        modulations.scale_shift(*wide(x, scale, shift)),
+        dtype,
+    )
+    close(
+        modulate.gate_residual(r, x, gate, config=TILE), modulations.gate_residual(*wide(r, x, gate)), dtype
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -69,8 +75,15 @@ def test_the_norm_reads_the_rounded_residual(dtype):
 
 def test_views_are_read_in_place_or_copied_once():
     packed = torch.randn(2, 9, 3, 4, 32)
-    for view in (packed[:, :, 1], packed[:, 1:, 0].transpose(1, 2), packed[..., ::2], packed[:, :, 2, :, 8:24]):
-        close(norm.rms_norm(view, None, 1e-6, 0.0, config=WHOLE), norms.rms_norm(view.double()), torch.float32)
+    for view in (
+        packed[:, :, 1],
+        packed[:, 1:, 0].transpose(1, 2),
+        packed[..., ::2],
+        packed[:, :, 2, :, 8:24],
+    ):
+        close(
+            norm.rms_norm(view, None, 1e-6, 0.0, config=WHOLE), norms.rms_norm(view.double()), torch.float32
+        )
         close(activation.gelu_tanh(view, config=TILE), activations.gelu_tanh(view.double()), torch.float32)
 
 
@@ -78,7 +91,11 @@ def test_offsets_beyond_two_to_the_31():
     x = torch.empty(2**31 + 64, dtype=torch.float16).as_strided((3, 64), (2**30, 1))
     x.copy_(torch.randn(x.shape))
     close(norm.rms_norm(x, None, 1e-6, 0.0, config=WHOLE), norms.rms_norm(x.double()), torch.float16)
-    close(modulate.scale_shift(x, x, None, config=TILE), modulations.scale_shift(x.double(), x.double()), torch.float16)
+    close(
+        modulate.scale_shift(x, x, None, config=TILE),
+        modulations.scale_shift(x.double(), x.double()),
+        torch.float16,
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -113,8 +130,12 @@ def test_activations(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("tiles", [GroupNormConfig(1024, 4, 4), GroupNormConfig(16, 2, 4)], ids=["one", "split"])
-@pytest.mark.parametrize("shape, last", [((2, 32, 7, 5), False), ((2, 32, 7, 5), True), ((1, 24, 3, 5, 4), False)])
+@pytest.mark.parametrize(
+    "tiles", [GroupNormConfig(1024, 4, 4), GroupNormConfig(16, 2, 4)], ids=["one", "split"]
+)
+@pytest.mark.parametrize(
+    "shape, last", [((2, 32, 7, 5), False), ((2, 32, 7, 5), True), ((1, 24, 3, 5, 4), False)]
+)
 def test_group_norm_keeps_the_memory_format(shape, last, tiles, dtype):
     x = (torch.randn(shape) + 20).to(dtype)
     x = x.to(memory_format=torch.channels_last) if last else x
@@ -134,5 +155,8 @@ def test_group_norm_of_a_slice():
 
 def test_the_same_call_gives_the_same_bits():
     x = torch.randn(2, 32, 40)
-    runs = [group_norm.group_norm(x, 4, None, None, 1e-6, "silu", config=GroupNormConfig(16, 2, 4)) for _ in range(2)]
+    runs = [
+        group_norm.group_norm(x, 4, None, None, 1e-6, "silu", config=GroupNormConfig(16, 2, 4))
+        for _ in range(2)
+    ]
     assert torch.equal(*runs)

@@ -24,10 +24,7 @@ def activation_kernel(
     ok = (row < rows)[:, None] & (cols < width)
     x_row = X + (row // x_inner).to(tl.int64) * x_outer + (row % x_inner).to(tl.int64) * x_step
     x = tl.load(x_row[:, None] + cols, mask=ok, other=0.0).to(tl.float32)
-    if KIND == SILU:
-        y = silu(x)
-    else:
-        y = gelu(x, KIND == GELU_ERF)
+    y = silu(x) if KIND == SILU else gelu(x, KIND == GELU_ERF)
     if GATED:
         up_row = UP + (row // up_inner).to(tl.int64) * up_outer + (row % up_inner).to(tl.int64) * up_step
         y *= tl.load(up_row[:, None] + cols, mask=ok, other=0.0).to(tl.float32)
@@ -45,12 +42,16 @@ def gelu_tanh(x: torch.Tensor, *, config: TileConfig) -> torch.Tensor:
     return _launch(x, None, GELU_TANH.value, False, config)
 
 
-def gelu_mul(x: torch.Tensor, up: torch.Tensor | None, approximate: str, *, config: TileConfig) -> torch.Tensor:
+def gelu_mul(
+    x: torch.Tensor, up: torch.Tensor | None, approximate: str, *, config: TileConfig
+) -> torch.Tensor:
     """gelu(x) * up; without `up` x holds both, the gate in its first half."""
     return _launch(x, up, (GELU_TANH if approximate == "tanh" else GELU_ERF).value, True, config)
 
 
-def _launch(x: torch.Tensor, up: torch.Tensor | None, kind: int, gated: bool, config: TileConfig) -> torch.Tensor:
+def _launch(
+    x: torch.Tensor, up: torch.Tensor | None, kind: int, gated: bool, config: TileConfig
+) -> torch.Tensor:
     if gated and up is None:
         half = x.shape[-1] // 2
         x, up = x[..., :half], x[..., half:]
@@ -61,8 +62,8 @@ def _launch(x: torch.Tensor, up: torch.Tensor | None, kind: int, gated: bool, co
     first = rows_of(x)
     second = rows_of(up) if up is not None else first
     rows, block = config.shape(width)
-    activation_kernel[(triton.cdiv(first.count, rows) * triton.cdiv(width, block),)](
-        first.tensor, second.tensor, out, first.count, width,
+    activation_kernel[(triton.cdiv(first.total, rows) * triton.cdiv(width, block),)](
+        first.tensor, second.tensor, out, first.total, width,
         first.inner, first.outer_stride, first.inner_stride, second.inner, second.outer_stride, second.inner_stride,
         ROWS=rows, BLOCK=block, KIND=kind, GATED=gated, UPCAST=INTERPRETED, num_warps=config.num_warps,
     )  # fmt: skip

@@ -68,7 +68,7 @@ def gelu(x, EXACT: tl.constexpr):
 
 
 class Rows(NamedTuple):
-    """A tensor seen as (outer, inner, last): row r starts at (r // inner) * outer_stride + (r % inner) * inner_stride."""
+    """A tensor as (outer, inner, last): row r begins at r // inner * outer_stride + r % inner * inner_stride."""
 
     tensor: torch.Tensor
     outer: int
@@ -77,7 +77,7 @@ class Rows(NamedTuple):
     inner_stride: int
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         return self.outer * self.inner
 
 

@@ -56,10 +56,60 @@ class TileConfig:
         return self.tile // block, block
 
 
-# family -> kind -> (config for head dims up to 64, up to 128, up to 256). Kinds: "half" (16-bit inputs, any causal
-# flag or window), "masked" (16-bit with a mask tensor or a soft cap: those hold a second tile of scores), "fp32".
-# @@TABLE@@
-ATTENTION: dict[str, dict[str, tuple[AttentionConfig, AttentionConfig, AttentionConfig]]] = {}
+A = AttentionConfig
+# family -> kind -> config for head dims up to 64, up to 128, up to 256. Kinds: "half" (16-bit inputs, any causal flag
+# or window), "masked" (16-bit with a mask tensor or a soft cap: a second tile of scores is alive), "fp32". None: no
+# tile is free of spills, the backend declines.
+ATTENTION: dict[str, dict[str, tuple[A | None, A | None, A | None]]] = {
+    # A100, 164 KB: mma.sync; 8 warps, because 4 hold 128 x 64 tiles only with 8 bytes of spills at head dim 64.
+    "sm80": {
+        "half": (A(128, 64, 8, 3), A(128, 64, 8, 3), A(64, 64, 8, 2)),
+        "masked": (A(128, 64, 8, 2), A(128, 32, 8, 2), A(64, 64, 8, 1)),
+        "fp32": (A(64, 32, 8, 1, "tf32x3"), A(32, 32, 8, 1, "tf32x3"), None),
+    },
+    # RTX 30 and 40, 99 KB: the A100's tiles with fewer stages.
+    "sm86": {
+        "half": (A(128, 64, 8, 2), A(128, 64, 8, 2), A(64, 32, 8, 2)),
+        "masked": (A(128, 64, 8, 1), A(128, 32, 8, 1), A(64, 64, 8, 1)),
+        "fp32": (A(64, 32, 8, 1, "tf32x3"), A(32, 32, 8, 1, "tf32x3"), None),
+    },
+    # H100, H200, 227 KB: wgmma; 128 x 128 at head dim 128 spills 40 bytes, 128 x 64 with a third stage none.
+    "sm90": {
+        "half": (A(128, 128, 8, 2), A(128, 64, 8, 3), A(128, 32, 8, 2)),
+        "masked": (A(128, 64, 8, 2), A(128, 64, 8, 2), A(128, 32, 8, 2)),
+        "fp32": (A(128, 32, 8, 1, "tf32x3"), A(32, 32, 8, 1, "tf32x3"), None),
+    },
+    # B200, 227 KB: tcgen05, accumulators in tensor memory; the mask of a 128 x 128 tile spills 288 bytes.
+    "sm100": {
+        "half": (A(128, 128, 8, 2), A(128, 64, 8, 3), A(128, 32, 8, 2)),
+        "masked": (A(128, 64, 8, 2), A(128, 64, 8, 2), A(64, 32, 8, 2)),
+        "fp32": (A(64, 32, 8, 1, "tf32x3"), A(32, 32, 8, 1, "tf32x3"), None),
+    },
+    # RTX 50 and RTX PRO, 99 KB: mma.sync again, so the tiles of the RTX 40.
+    "sm120": {
+        "half": (A(128, 64, 8, 2), A(128, 64, 8, 2), A(64, 32, 8, 2)),
+        "masked": (A(128, 64, 8, 1), A(128, 32, 8, 1), A(64, 64, 8, 1)),
+        "fp32": (A(64, 32, 8, 1, "tf32x3"), A(32, 32, 8, 1, "tf32x3"), None),
+    },
+    # MI300, MI350, 64 KB of LDS (160 on gfx950): 512 registers with the accumulators, so 4 waves of 64 hold 128 x 64.
+    "cdna": {
+        "half": (A(128, 64, 4, 2), A(128, 64, 4, 2), A(128, 32, 8, 1)),
+        "masked": (A(128, 64, 8, 1), A(128, 32, 8, 2), A(64, 32, 4, 2)),
+        "fp32": (A(128, 32, 8, 2), A(64, 32, 4, 1), None),
+    },
+    # RX 7000, 256 registers and WMMA operands held twice: small tiles, and none without spills at head dim 256.
+    "rdna": {
+        "half": (A(64, 32, 4, 1), A(32, 32, 4, 1), None),
+        "masked": (A(64, 32, 4, 1), A(32, 32, 4, 1), None),
+        "fp32": (None, None, None),  # no matrix instruction takes fp32: plain FMA tiles spill 300 registers and more
+    },
+    # Intel: no compiler for it runs here, so nothing is proven; the small tiles of RDNA are the careful choice.
+    "xpu": {
+        "half": (A(64, 32, 8, 2), A(64, 32, 8, 2), A(32, 32, 8, 1)),
+        "masked": (A(64, 32, 8, 1), A(32, 32, 8, 1), A(32, 32, 8, 1)),
+        "fp32": (A(32, 32, 8, 1), A(32, 32, 8, 1), None),
+    },
+}
 
 INTERPRETER = AttentionConfig(32, 32, 4, 1)
 """On CPU tensors under TRITON_INTERPRET, where every program costs milliseconds and tests use few tokens."""
@@ -67,8 +117,8 @@ INTERPRETER = AttentionConfig(32, 32, 4, 1)
 
 def attention(
     family: str, dtype: torch.dtype, head_dim: int, head_dim_v: int, *, masked: bool = False
-) -> AttentionConfig:
-    """The row for a call; `masked` when it has a mask tensor or a soft cap."""
+) -> AttentionConfig | None:
+    """The row for a call, `masked` when it has a mask tensor or a soft cap; None when there is no good one."""
     if family not in ATTENTION:
         return INTERPRETER
     kind = "fp32" if dtype == torch.float32 else "masked" if masked else "half"
@@ -78,7 +128,7 @@ def attention(
 
 def attention_int8(
     family: str, dtype: torch.dtype, head_dim: int, head_dim_v: int, *, masked: bool = False
-) -> AttentionConfig:
+) -> AttentionConfig | None:
     """The row for int8 scores: the int32 scores and their fp32 copy are alive together, as under a mask."""
     return attention(family, dtype, head_dim, head_dim_v, masked=True)
 

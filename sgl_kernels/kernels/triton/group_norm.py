@@ -33,7 +33,9 @@ def group_stats_kernel(
     """Count, mean and sum of squared deviations of one chunk of one group, in two passes over the chunk."""
     chunk = tl.program_id(0) % chunks
     group = tl.program_id(0) // chunks
-    base = X + (group // groups).to(tl.int64) * stride_n + ((group % groups) * channels).to(tl.int64) * stride_c
+    base = (
+        X + (group // groups).to(tl.int64) * stride_n + ((group % groups) * channels).to(tl.int64) * stride_c
+    )
     first = chunk * tiles_chunk
     last = tl.minimum(first + tiles_chunk, tiles_total)
     count = 0.0

@@ -72,8 +72,8 @@ def _launch(
     first, second = parameter_of(scale, view), parameter_of(shift, view)
     width = x.shape[-1]
     rows, block = config.shape(width)
-    modulate_kernel[(triton.cdiv(view.count, rows) * triton.cdiv(width, block),)](
-        view.tensor, base.tensor, first.tensor, second.tensor, out, view.count, width, view.inner,
+    modulate_kernel[(triton.cdiv(view.total, rows) * triton.cdiv(width, block),)](
+        view.tensor, base.tensor, first.tensor, second.tensor, out, view.total, width, view.inner,
         view.outer_stride, view.inner_stride, base.outer_stride, base.inner_stride, *first[1:], *second[1:],
         ROWS=rows, BLOCK=block, RESIDUAL=residual is not None, SCALE=scale is not None, SHIFT=shift is not None,
         UPCAST=INTERPRETED, num_warps=config.num_warps,

@@ -183,11 +183,11 @@ def _launch(
     params: list[Parameter] = [parameter_of(p, x) for p in (gate, scale, shift)]
     block = min(triton.next_power_of_2(width), config.max_block)
     rows = max(1, config.tile // block)
-    row_norm_kernel[(triton.cdiv(x.count, rows),)](
+    row_norm_kernel[(triton.cdiv(x.total, rows),)](
         x.tensor, base.tensor, *(p.tensor for p in params),
         x.tensor if weight is None else weight.contiguous(), x.tensor if bias is None else bias.contiguous(),
         out, total,
-        x.count, width, x.inner, x.outer_stride, x.inner_stride, base.outer_stride, base.inner_stride,
+        x.total, width, x.inner, x.outer_stride, x.inner_stride, base.outer_stride, base.inner_stride,
         *(value for p in params for value in p[1:]), eps, weight_offset,
         ROWS=rows, BLOCK=block, CHUNKED=width > block, LAYER=layer, RESIDUAL=residual is not None,
         GATE=gate is not None, WEIGHT=weight is not None, BIAS=bias is not None, SCALE=scale is not None,
