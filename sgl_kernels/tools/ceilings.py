@@ -14,6 +14,10 @@ SIZES_MIB = (1, 8, 32, 128)
 """Bytes moved (read plus written) by the copies that are timed: inside L2, and ever further out."""
 
 
+INSTRUCTIONS = ("float32", "bfloat16", "int8")
+"""The order of torch.ops.sgl_kernels_cpu.peak_gflops; each on one core, so a rate is multiplied by the threads."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ceilings:
     """Rates of one device at one thread count."""
@@ -118,14 +122,10 @@ def _copy(device: torch.device, moved: int, budget_s: float, clock: Callable[[],
 
 
 def _from_extension() -> dict[str, float]:
-    """GFLOP/s of single instructions by dtype, if the C++ extension can time them."""
+    """GFLOP/s of single instructions by dtype, where the C++ extension can time them."""
     from sgl_kernels.kernels.cpu import loader
 
     if loader.load() is not None or not hasattr(torch.ops.sgl_kernels_cpu, "peak_gflops"):
         return {}
-    found = {}
-    for name in ("float32", "bfloat16", "int8"):
-        rate = float(torch.ops.sgl_kernels_cpu.peak_gflops(name))
-        if rate > 0:
-            found[name] = rate
-    return found
+    rates = {name: torch.ops.sgl_kernels_cpu.peak_gflops(kind) for kind, name in enumerate(INSTRUCTIONS)}
+    return {name: rate * torch.get_num_threads() for name, rate in rates.items() if rate > 0}
