@@ -1,12 +1,14 @@
 """hf_kernels: FlashAttention built ahead of time on the Hugging Face Hub, through the `kernels` package.
 
-kernels 0.17: get_kernel(repo_id, version=...) downloads once into the Hub's cache and imports it. The repository
-`kernels-community/flash-attn2` keeps FlashAttention 2's signature; `flash-attn3`, FlashAttention 3's.
+kernels 0.17: get_kernel(repo_id, version=...), a number since 0.12, downloads once into the Hub's cache and imports
+it. The repository `kernels-community/flash-attn2` keeps FlashAttention 2's signature; `flash-attn3`, FlashAttention
+3's, whose older builds return the lse unasked and know no keyword for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 from sgl_kernels.backends._attention import rejects
@@ -35,11 +37,13 @@ def _load(op: str) -> Callable[[Any], Callable[..., Any]]:
                     softmax_scale=scale, causal=causal, window_size=window, softcap=softcap,
                 )
             )  # fmt: skip
-        lse = op == "attention_lse"
+        attend, lse = module.flash_attn_func, op == "attention_lse"
+        keywords = (
+            {"return_attn_probs": True} if lse and "return_attn_probs" in signature(attend).parameters else {}
+        )
         return dense_adapter(
-            lambda q, k, v, scale, causal, window, softcap: module.flash_attn_func(
-                q, k, v, softmax_scale=scale, causal=causal, window_size=window, softcap=softcap,
-                return_attn_probs=lse,
+            lambda q, k, v, scale, causal, window, softcap: attend(
+                q, k, v, softmax_scale=scale, causal=causal, window_size=window, softcap=softcap, **keywords
             ),
             lse,
         )  # fmt: skip
@@ -53,7 +57,7 @@ IMPLEMENTATIONS = tuple(
         backend="hf_kernels",
         load=_load(op),
         requires=Requires(
-            platforms=frozenset({"cuda"}), min_capability=(8, 0), packages=("kernels>=0.10",), dtypes=HALF
+            platforms=frozenset({"cuda"}), min_capability=(8, 0), packages=("kernels>=0.12",), dtypes=HALF
         ),
         rejects=rejects(
             causal=("square", "bottom_right"), window=True, softcap=True,
