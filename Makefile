@@ -19,7 +19,7 @@ $(VENV)/.ready: requirements/base.txt requirements/test.txt pyproject.toml setup
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements/test.txt
 	touch $@
 
-SOURCES := $(wildcard csrc/cpu/*)
+SOURCES := $(wildcard csrc/cpu/* csrc/python/*)
 $(VENV)/.installed: $(VENV)/.ready $(SOURCES)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@

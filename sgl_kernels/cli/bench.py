@@ -42,7 +42,8 @@ def bench(
     pin: Annotated[bool, typer.Option("--pin/--no-pin", help="Keep the threads on their cores.")] = True,
     check: Annotated[bool, typer.Option("--check/--no-check", help="Error against the definition.")] = True,
     out: Annotated[
-        Path | None, typer.Option(help="Write a result file; measured rows replace old ones.")
+        Path | None,
+        typer.Option(help="A .json file, or a folder for MACHINE/FAMILY.json. New rows replace old."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -56,8 +57,8 @@ def bench(
     for option, value, low in (("--rounds", rounds, 1), ("--seconds", seconds, 0.1), ("--cold", cold, 0)):
         _common.at_least(option, value, low)
     where = _common.torch_device("--device", device)
-    if out is not None and out.suffix != ".json":
-        raise typer.BadParameter(f"--out is '{out}', expected a file that ends in .json")
+    if out is not None and out.suffix not in ("", ".json"):
+        raise typer.BadParameter(f"--out is '{out}', expected a file that ends in .json, or a folder")
     if what and DISPATCH in what:
         if len(what) > 1:
             raise typer.BadParameter(f"WHAT is {' '.join(what)!r}; `dispatch` stands alone, name ops or it")
@@ -154,8 +155,14 @@ def _show(data: dict[str, Any], out: Path | None, as_json: bool) -> None:
     from sgl_kernels.tools import bench_results as results
     from sgl_kernels.tools.report import rich_table
 
-    if out is not None:
+    written = []
+    if out is not None and out.suffix:
         results.save(out, data)
+        written.append(out)
+    elif out is not None:
+        for family, part in results.split_by_family(data).items():
+            written.append(out / results.machine_slug(data["machine"]) / f"{family}.json")
+            results.save(written[-1], part)
     if as_json:
         _common.emit_json(data)
     else:
@@ -166,8 +173,8 @@ def _show(data: dict[str, Any], out: Path | None, as_json: bool) -> None:
         )
         console.print(rich_table(results.ceilings_table(data["ceilings"])))
         console.print(rich_table(results.table(data["results"], "")))
-        if out is not None:
-            console.print(f"written: {out}")
+        for path in written:
+            console.print(f"written: {path}")
     if any(why.startswith("FAILED") for row in data["results"] for why in row["skipped"].values()):
         raise typer.Exit(_common.FAILED)
 
@@ -176,9 +183,12 @@ def _dispatch(quick: bool, out: Path | None, as_json: bool) -> None:
     import json
 
     from sgl_kernels.tools import bench_dispatch
+    from sgl_kernels.tools.bench_results import machine_slug
     from sgl_kernels.tools.report import rich_table
 
     data = bench_dispatch.measure(rounds=15 if quick else 200)
+    if out is not None and not out.suffix:
+        out = out / machine_slug(data["machine"]) / "dispatch.json"
     if out is not None:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

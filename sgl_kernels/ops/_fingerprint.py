@@ -15,8 +15,16 @@ _any_autocast = torch._C._is_any_autocast_enabled
 
 def through_attributes(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The slow way: for tensors without memory (meta, vmap), and where the C++ extension is not built."""
-    grad = _grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    return (grad, _any_autocast(), *(None if t is None else (t.shape, t.dtype, t.device) for t in tensors))
+    facts: list[Any] = [False, _any_autocast()]
+    watched = _grad_enabled()
+    for t in tensors:
+        if t is None:
+            facts.append(None)
+            continue
+        facts += (t.shape, t.dtype, t.device)
+        if watched and t.requires_grad:
+            facts[0] = True
+    return tuple(facts)
 
 
 def _find() -> Callable[..., Any]:

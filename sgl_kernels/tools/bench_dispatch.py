@@ -21,6 +21,8 @@ import sgl_kernels
 from sgl_kernels.core.dispatch import Dispatcher, activate
 from sgl_kernels.core.packages import installed_version
 from sgl_kernels.core.settings import load_settings
+from sgl_kernels.ops._fingerprint import through_attributes
+from sgl_kernels.ops.attention import api as attention_api
 from sgl_kernels.tools.bench_clock import threads
 from sgl_kernels.tools.bench_results import describe_machine
 from sgl_kernels.tools.doctor import versions
@@ -28,6 +30,7 @@ from sgl_kernels.tools.report import Table
 
 SHAPE = (1, 16, 2, 64)
 REPEAT = 500
+SLOW = "ours without the C++ module, around an empty function"
 GOAL_NS = 1000.0
 
 Call = Callable[[], Any]
@@ -89,10 +92,15 @@ def _loops(stack: contextlib.ExitStack) -> dict[str, Callable[[int], float]]:
     with activate(empty):
         attention(q, k, v)
     empty.bound[next(iter(empty.bound))] = first
+    bare = Dispatcher(load_settings({}))
+    with activate(bare), _without_module():
+        attention(q, k, v)
+        bare.bound[next(iter(bare.bound))] = first
 
     loops = {
         "an empty function": _loop(lambda n: [first(q, k, v, *rest) for _ in range(n)]),
         "ours, around an empty function": _loop(lambda n: [attention(q, k, v) for _ in range(n)], empty),
+        SLOW: _slow(lambda n: [attention(q, k, v) for _ in range(n)], bare),
         "the bound backend": _loop(lambda n: [bound(q, k, v, *rest) for _ in range(n)]),
         "ours": _loop(lambda n: [attention(q, k, v) for _ in range(n)], real),
         "torch SDPA on transposed views": _loop(
@@ -113,6 +121,27 @@ def _loop(body: Callable[[int], Any], dispatcher: Dispatcher | None = None) -> C
             start = time.thread_time_ns()
             body(n)
             return (time.thread_time_ns() - start) / n
+
+    return run
+
+
+@contextlib.contextmanager
+def _without_module() -> Iterator[None]:
+    """Keys made through tensor attributes, as where the C++ module of keys is not built."""
+    before = attention_api.fingerprint
+    attention_api.fingerprint = through_attributes
+    try:
+        yield
+    finally:
+        attention_api.fingerprint = before
+
+
+def _slow(body: Callable[[int], Any], dispatcher: Dispatcher) -> Callable[[int], float]:
+    inner = _loop(body, dispatcher)
+
+    def run(n: int) -> float:
+        with _without_module():
+            return inner(n)
 
     return run
 
@@ -157,7 +186,10 @@ def _diffusers(
 
 def _overheads(found: dict[str, float]) -> dict[str, Any]:
     base = found["an empty function"]
-    overheads = {"ours": found["ours, around an empty function"] - base}
+    overheads = {
+        "ours": found["ours, around an empty function"] - base,
+        "ours without the C++ module": found[SLOW] - base,
+    }
     for name in ("diffusers", "diffusers with checks"):
         if f"{name}, around an empty function" in found:
             overheads[name] = found[f"{name}, around an empty function"] - base

@@ -73,6 +73,24 @@ def document(
     }
 
 
+def is_result(path: Path) -> bool:
+    """Whether a file is one of ours: the folder holds other measurements too."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(data, dict) and "results" in data and "ceilings" in data
+
+
+def split_by_family(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """One document for each op family: one file, one picture."""
+    families = dict.fromkeys(row["family"] or row["op"] for row in document["results"])
+    return {
+        name: {**document, "results": [r for r in document["results"] if (r["family"] or r["op"]) == name]}
+        for name in families
+    }
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read a result file. Raises ValueError naming the file where it is not one."""
     try:
@@ -160,7 +178,9 @@ def ceilings_table(ceilings: Sequence[dict[str, Any]]) -> Table:
     rows = []
     for c in ceilings:
         copies = {int(size): rate for size, rate in c["copy_gb_s"].items()}
-        rates = [f"{c['gflops'][n]:.0f} ({c['source'][n]})" if n in c["gflops"] else "" for n in names]
+        rates = [
+            f"{c['gflops'][n]:.0f} ({c['source'].get(n, '')})" if n in c["gflops"] else "" for n in names
+        ]
         rows.append([c["threads"], *rates, *(f"{copies[s]:.1f}" if s in copies else "" for s in sizes)])
     return Table("Ceilings of this machine, measured in the same run", columns, rows)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.tools.bench import EAGER
-from sgl_kernels.tools.bench_results import load
+from sgl_kernels.tools.bench_results import is_result, load
 from sgl_kernels.tools.parity import FLOOR
 from sgl_kernels.tools.report_charts import PALETTE
 
@@ -16,7 +16,7 @@ def draw_all(results: Path, out: Path | None = None) -> list[Path]:
     """A picture for every result file under `results`; beside it, or in `out`."""
     written = []
     for path in sorted(results.rglob("*.json")):
-        if path.name == "dispatch.json":
+        if not is_result(path):
             continue
         document = load(path)
         target = (out or path.parent) / f"{path.stem}.png"

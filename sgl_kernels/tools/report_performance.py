@@ -9,7 +9,7 @@ from typing import Any
 
 from sgl_kernels.tools import bench_dispatch
 from sgl_kernels.tools.bench import COMPILED, EAGER
-from sgl_kernels.tools.bench_results import ceilings_table, geometric_mean, load
+from sgl_kernels.tools.bench_results import ceilings_table, geometric_mean, is_result, load
 from sgl_kernels.tools.parity import FLOOR
 from sgl_kernels.tools.report import Table, markdown_table
 
@@ -42,7 +42,7 @@ def render(results: Path) -> str:
 
 
 def _machine(folder: Path) -> str:
-    documents = [(path, load(path)) for path in sorted(folder.glob("*.json")) if _is_bench(path)]
+    documents = [(path, load(path)) for path in sorted(folder.glob("*.json")) if is_result(path)]
     dispatch = folder / "dispatch.json"
     if not documents and not dispatch.is_file():
         return ""
@@ -62,11 +62,6 @@ def _machine(folder: Path) -> str:
     for path, document in documents:
         parts += _family(path, document)
     return "\n\n".join(parts)
-
-
-def _is_bench(path: Path) -> bool:
-    data = json.loads(path.read_text("utf-8"))
-    return isinstance(data, dict) and "results" in data and "ceilings" in data
 
 
 def _family(path: Path, document: dict[str, Any]) -> list[str]:

@@ -1,0 +1,32 @@
+# Reports: the parity matrix as a page, the support matrix, measurements, pictures, generated documentation.
+.PHONY: doctor parity support-matrix bench bench-dispatch plots docs
+RESULTS := benchmarks/results
+# One thread of CPU time also gives steady ratios on a machine that others use: make bench BENCH_ARGS="--clock cpu"
+BENCH_ARGS ?= --threads 1,2
+
+doctor: venv  ## what works on this machine, what does not, and the command that fixes it
+	$(BIN)/sgl-kernels doctor
+
+parity: venv  ## every op, case and dtype on every backend against float64: out/parity.html
+	mkdir -p out
+	$(BIN)/sgl-kernels parity --html out/parity.html
+
+support-matrix: venv  ## run the smoke cases of what fits this machine: docs/support-matrix.md
+	$(BIN)/sgl-kernels support-matrix
+
+bench: venv bench-dispatch  ## measure every benchmark case: benchmarks/results/MACHINE/FAMILY.json
+	$(BIN)/sgl-kernels bench --compile --out $(RESULTS) $(BENCH_ARGS)
+
+bench-dispatch: venv  ## measure what a call costs before its kernel starts
+	$(BIN)/sgl-kernels bench dispatch --out $(RESULTS)
+
+$(VENV)/.plot: $(VENV)/.ready
+	$(BIN)/pip install --quiet --disable-pip-version-check "matplotlib>=3.8"
+	touch $@
+
+plots: venv $(VENV)/.plot  ## draw the committed results, one picture for each op family
+	$(BIN)/sgl-kernels plots
+
+docs: venv  ## write the generated tables and docs/performance.md
+	$(BIN)/sgl-kernels docs
+	$(BIN)/sgl-kernels support-matrix --no-run

@@ -1,0 +1,216 @@
+"""The benchmark measures in turns, judges answers, keeps what it is not asked about, and tells it as a page."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from sgl_kernels.cli import app
+from sgl_kernels.core.op import Case, Cost, TensorSpec
+from sgl_kernels.core.registry import registry
+from sgl_kernels.tools import bench, bench_clock, bench_dispatch, bench_results, ceilings, report_performance
+from sgl_kernels.tools.bench_eager import spelling
+from sgl_kernels.tools.bench_oracle import Oracle
+
+CPU = torch.device("cpu")
+CEILINGS = ceilings.Ceilings(1, {"float32": 100.0, "int8": 400.0}, {"float32": "made up"}, {1 << 20: 10.0})
+QUICK = bench.Options(rounds=3, seconds=0.1)
+
+
+def small(op: str) -> tuple[Case, torch.dtype]:
+    cases = registry.op(op).cases()
+    return next(c for c in cases if "smoke" in c.tags), torch.float32
+
+
+def test_candidates_take_turns():
+    order: list[str] = []
+    calls = {name: [lambda name=name: order.append(name)] for name in ("a", "b", "c")}
+    times = bench_clock.interleave(calls, device=CPU, rounds=4, budget_s=10)
+    assert set(times) == {"a", "b", "c"} and all(len(t.samples) == 4 for t in times.values())
+    collapsed = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
+    assert "".join(collapsed[-12:]).count("abc") + "".join(collapsed[-12:]).count("bca") >= 1
+
+
+def test_a_ratio_is_the_median_of_the_ratios_within_turns():
+    base = bench_clock.Timing((2.0, 4.0, 6.0))
+    ours = bench_clock.Timing((1.0, 2.0, 1.0))
+    assert ours.ratio_to(base)[0] == 2.0
+    assert ours.median == 1.0 and base.spread == (3.0, 5.0)
+
+
+def test_inputs_are_rotated():
+    seen: list[int] = []
+    variants = [lambda i=i: seen.append(i) for i in range(3)]
+    bench_clock.interleave({"x": variants}, device=CPU, rounds=3, budget_s=10)
+    assert seen[-6:] in ([0, 1, 2, 0, 1, 2], [1, 2, 0, 1, 2, 0], [2, 0, 1, 2, 0, 1])
+
+
+def test_cpu_time_is_for_one_thread():
+    with pytest.raises(ValueError, match="--clock is 'cpu'"):
+        bench_clock.clock_of("cpu", CPU, 2)
+
+
+def test_threads_are_restored():
+    before = torch.get_num_threads()
+    with bench_clock.threads(1):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+
+
+def test_roofline_takes_what_lasts_longer():
+    assert bench.roofline(Cost(flops=10**9, bytes=1), torch.float32, CEILINGS) == (
+        "flops",
+        pytest.approx(0.01),
+    )
+    assert bench.roofline(Cost(flops=1, bytes=10**9), torch.float32, CEILINGS) == (
+        "bytes",
+        pytest.approx(0.1),
+    )
+    assert CEILINGS.arithmetic(torch.bfloat16) == 100.0
+
+
+def test_ceilings_are_measured():
+    found = ceilings.measure_ceilings(CPU, 0.2)
+    assert found.gflops["float32"] > 0.1 and found.bandwidth(8 << 20) > 0.01
+    assert found.threads == torch.get_num_threads()
+
+
+@pytest.mark.parametrize("name", sorted(registry.ops()))
+def test_plain_spelling_means_the_same(name):
+    op = registry.op(name)
+    tried = 0
+    for case in op.cases():
+        if "test" not in case.tags or torch.float32 not in case.dtypes:
+            continue
+        args = op.canonical(*case.make(CPU, torch.float32))
+        plain = spelling(name, args)
+        if plain is None or not args[0].numel() or "rows_without_keys" in case.name or "no_keys" in case.name:
+            continue
+        try:
+            out = plain(*args)
+        except (RuntimeError, ValueError):
+            continue  # people's spelling does not take every edge case; that is why the ops exist
+        expected = op.reference(*args)
+        first = (out[0], expected[0]) if isinstance(out, tuple) else (out, expected)
+        torch.testing.assert_close(*first, rtol=1e-4, atol=1e-4, equal_nan=True, msg=f"{case.name} differs")
+        tried += 1
+    assert tried or name.startswith(("nvfp4", "attention_"))
+
+
+def test_a_row_says_everything():
+    op = registry.op("gelu_tanh")
+    row = bench.measure(op, *small("gelu_tanh"), device=CPU, ceilings=CEILINGS, options=QUICK)
+    names = [c["name"] for c in row["candidates"]]
+    assert bench.FLOOR in names and bench.EAGER in names
+    floor = next(c for c in row["candidates"] if c["name"] == bench.FLOOR)
+    assert floor["vs_torch"] == 1.0 and floor["error"]["relative_l2"] < 1e-6
+    assert floor["unit"] == "GB/s" and 0 < floor["percent"] < math.inf
+    assert row["skipped"].get("triton", "platform").startswith("platform")
+
+
+@pytest.mark.parametrize("name", ["causal_square", "gqa_mask", "mask_float", "window", "decode"])
+def test_a_part_of_attention_is_judged_as_the_whole(name, monkeypatch):
+    monkeypatch.setattr("sgl_kernels.tools.bench_oracle.ROWS", 7)
+    op = registry.op("attention")
+    case = next(c for c in op.cases() if c.name == name)
+    args = op.canonical(*case.make(CPU, torch.float32))
+    right = op.reference(*args)
+    oracle = Oracle(op, args)
+    assert oracle.judge(right).relative_l2 < 1e-5
+    assert oracle.judge(right * 1.1).relative_l2 > 0.05
+
+
+def test_a_part_of_an_activation_is_judged(monkeypatch):
+    monkeypatch.setattr("sgl_kernels.tools.bench_oracle.MAX_ELEMENTS", 10)
+    op = registry.op("silu_mul")
+    args = op.canonical(TensorSpec((300, 8)).make(torch.float32, CPU, torch.Generator().manual_seed(0)))
+    assert Oracle(op, args).expected.shape == (192, 4)
+    assert Oracle(op, args).judge(op.reference(*args)).relative_l2 < 1e-6
+
+
+def result(ratio: float = 2.0, case: str = "c") -> dict:
+    candidate = {
+        "name": "cpu", "fidelity": "exact", "median_ms": 1.0, "low_ms": 0.9, "high_ms": 1.1, "samples": 3,
+        "rate": 10.0, "unit": "GB/s", "percent": 50.0, "vs_torch": ratio, "vs_torch_spread": [1.9, 2.1],
+        "error": {"relative_l2": 1e-6, "max_abs": 1e-6, "cosine": 1.0, "finite_match": True},
+    }  # fmt: skip
+    floor = {
+        **candidate,
+        "name": bench.FLOOR,
+        "median_ms": 2.0,
+        "vs_torch": 1.0,
+        "vs_torch_spread": [1.0, 1.0],
+    }
+    return {
+        "op": "gelu_tanh", "family": "activation", "case": case, "note": "", "dtype": "bfloat16", "threads": 1,
+        "tensors": [], "flops": 1, "bytes": 1, "bound": "bytes", "copies": 1, "clock": "wall",
+        "candidates": [copy.deepcopy(candidate), floor], "skipped": {"bad": "FAILED: RuntimeError: no"},
+    }  # fmt: skip
+
+
+def test_result_files_keep_what_was_not_measured_again(tmp_path):
+    path = tmp_path / "m" / "activation.json"
+    first = bench_results.document([result(2.0, "a"), result(3.0, "b")], [CEILINGS], CPU, {})
+    bench_results.save(path, first)
+    bench_results.save(path, bench_results.document([result(9.0, "b")], [CEILINGS], CPU, {}))
+    rows = bench_results.load(path)["results"]
+    assert [(r["case"], r["candidates"][0]["vs_torch"]) for r in rows] == [("a", 2.0), ("b", 9.0)]
+    assert bench_results.is_result(path) and not bench_results.is_result(tmp_path / "none.json")
+
+
+def test_a_file_that_is_no_result_is_named(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("[1]")
+    with pytest.raises(ValueError, match=r"x\.json is not a result file"):
+        bench_results.load(path)
+
+
+def test_the_page_is_written_from_files_alone(tmp_path):
+    folder = tmp_path / "results" / "m"
+    bench_results.save(folder / "activation.json", bench_results.document([result()], [CEILINGS], CPU, {}))
+    (tmp_path / "results" / "other.json").write_text('{"cases": []}')
+    page = report_performance.render(tmp_path / "results")
+    assert page == report_performance.render(tmp_path / "results")
+    assert "2.00x" in page and "activation.json" in page
+    assert "No result file" in report_performance.render(tmp_path / "nothing")
+
+
+def test_failures_stand_in_the_table():
+    text = str(bench_results.table([result()]).rows)
+    assert "FAILED" in text and "2.00x" in text
+
+
+def test_machine_names_make_folders():
+    machine = {"cpu": "Intel(R) Xeon(R) CPU @ 2.20GHz", "platform": "cpu", "arch": "avx512", "device": ""}
+    assert bench_results.machine_slug(machine) == "intel-xeon-avx512"
+    gpu = {"cpu": "x", "platform": "cuda", "arch": "sm90", "device": "NVIDIA H200 (cuda:sm90)"}
+    assert bench_results.machine_slug(gpu) == "nvidia-h200"
+
+
+def test_dispatch_is_measured_with_and_without_a_kernel():
+    data = bench_dispatch.measure(rounds=2)
+    assert set(data["modes"]) == {"grad mode", "no_grad", "inference_mode"}
+    for mode in data["modes"].values():
+        assert mode["overhead"]["ours"] > 0
+    assert "ours" in str(bench_dispatch.table(data).rows)
+
+
+def test_bench_runs_from_the_command_line(tmp_path):
+    arguments = ["bench", "gelu_tanh", "--tag", "smoke", "--dtype", "fp32", "--quick", "--rounds", "3"]
+    result = CliRunner().invoke(app, [*arguments, "--seconds", "0.2", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output + result.stderr
+    assert "GB/s" in result.stdout and "torch eager" in result.stdout
+    (written,) = tmp_path.rglob("activation.json")
+    assert bench_results.load(written)["results"][0]["op"] == "gelu_tanh"
+
+
+def test_plots_are_drawn(tmp_path):
+    pytest.importorskip("matplotlib")
+    bench_results.save(tmp_path / "m.json", bench_results.document([result()], [CEILINGS], CPU, {}))
+    done = CliRunner().invoke(app, ["plots", "--results", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
