@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgl_kernels.core.device import cpu_arch
+from sgl_kernels.core.device import cpu_arch, probe
 from sgl_kernels.core.dispatch import Key, bind, current
 from sgl_kernels.core.torch_op import define
 from sgl_kernels.ops._key import grad, is_opaque, of
@@ -173,12 +173,27 @@ def for_device(weight: ScaledTensor) -> ScaledTensor:
 
 
 def preferred_layout(weight: ScaledTensor) -> str:
-    """ "cpu_packed" where the C++ kernels can run (AVX-512) and the scales are finite, else the layout as it is."""
-    if weight.device.type != "cpu" or weight.layout != "linear" or weight.format != NVFP4:
+    """The layout that the kernels of the weight's device read; the present one where nothing is gained."""
+    if (
+        weight.layout != "linear"
+        or weight.format != NVFP4
+        or len(weight.shape) != 2
+        or not weight.data.numel()
+    ):
         return weight.layout
-    if len(weight.shape) != 2 or not cpu_arch().startswith("avx512") or weight.data.numel() == 0:
-        return weight.layout
+    if weight.device.type == "cpu":
+        return _cpu_layout(weight)
+    if weight.device.type == "cuda" and (probe(weight.device).capability or (0, 0)) >= (10, 0):
+        wanted = current().settings.quantization.flashinfer_fp4_gemm_backend
+        return "trtllm_shuffled" if wanted == "flashinfer_trtllm" else "swizzled_128x4"
+    return weight.layout
+
+
+def _cpu_layout(weight: ScaledTensor) -> str:
+    """ "cpu_packed" where the C++ kernels can run (AVX-512) and the scales are finite."""
     if "cpu_packed" in weight.prepared:
         return "cpu_packed"
+    if not cpu_arch().startswith("avx512"):
+        return weight.layout
     scales = weight.block_scale.view(torch.uint8)
     return "cpu_packed" if int(scales.max()) <= MAX_FINITE_E4M3 else weight.layout

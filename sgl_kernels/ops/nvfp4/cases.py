@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from sgl_kernels.core.op import Case, TensorSpec
+from sgl_kernels.ops.nvfp4.formats import ScaledTensor, parse_format
 
 T = TensorSpec
 BENCH = frozenset({"bench", "tune"})
@@ -62,25 +63,22 @@ def dequantize() -> tuple[Case, ...]:
 
 def _linear(
     lead: tuple[int, ...], n: int, k: int, activation: str = "bf16", bias: bool = False, strides: str = "contiguous",
-    input_scale: float | None = None, fmt: str = "nvfp4", packed: bool = False,
+    input_scale: float | None = None, fmt: str = "nvfp4", layout: str = "linear",
 ) -> tuple[Any, ...]:  # fmt: skip
-    block, dtype = (16, _E4M3) if fmt == "nvfp4" else (32, _E8M0)
-    if packed:
-        weight: Any = (-(-n // 64), k // 16, 576)
-        data, scale = T(weight, _BYTE, fill="uniform", scale=120.0), T((0,), dtype)
-    else:
-        data = T((n, k // 2), _BYTE, fill="uniform", scale=256.0)
-        scale = T((n, k // block), dtype, fill="uniform", scale=4.0)
+    chosen = parse_format(fmt)
+    data, scale = ScaledTensor.storage_shapes(chosen, (n, k), layout)
+    # in the packed layout scales sit among the data, where bytes from 120 up would be NaN or close to it
+    top = 120.0 if layout == "cpu_packed" else 256.0
     return (
         T((*lead, k), strides=strides),
-        data,
-        scale,
-        _scalar(0.01) if fmt == "nvfp4" else None,
+        T(data, _BYTE, fill="uniform", scale=top),
+        T(scale, chosen.scale_dtype, fill="uniform", scale=4.0),
+        _scalar(0.01) if chosen.has_global else None,
         T((n,)) if bias else None,
         activation,
         None if input_scale is None else _scalar(input_scale),
         fmt,
-        "cpu_packed" if packed else "linear",
+        layout,
         n,
     )
 
@@ -89,23 +87,30 @@ def linear() -> tuple[Case, ...]:
     """Cases of `nvfp4_linear`."""
     edge: list[Case] = []
     for activation in ("bf16", "int8", "nvfp4"):
-        for packed in (False, True):
-            tag = f"{activation}.{'packed' if packed else 'linear'}"
+        for layout in ("linear", "cpu_packed"):
+            tag = f"{activation}.{layout.removeprefix('cpu_')}"
             edge += [
-                Case(f"{tag}.one", _linear((1,), 16, 16, activation, packed=packed), SMOKE),
-                Case(f"{tag}.vector", _linear((), 70, 48, activation, True, packed=packed)),
-                Case(f"{tag}.tails", _linear((2, 5), 100, 272, activation, True, packed=packed)),
-                Case(f"{tag}.rows", _linear((37,), 130, 544, activation, packed=packed)),
-                Case(f"{tag}.strided", _linear((9,), 64, 64, activation, True, "padded", packed=packed)),
-                Case(f"{tag}.empty", _linear((0,), 64, 32, activation, packed=packed)),
+                Case(f"{tag}.one", _linear((1,), 16, 16, activation, layout=layout), SMOKE),
+                Case(f"{tag}.vector", _linear((), 70, 48, activation, True, layout=layout)),
+                Case(f"{tag}.tails", _linear((2, 5), 100, 272, activation, True, layout=layout)),
+                Case(f"{tag}.rows", _linear((37,), 130, 544, activation, layout=layout)),
+                Case(f"{tag}.strided", _linear((9,), 64, 64, activation, True, "padded", layout=layout)),
+                Case(f"{tag}.empty", _linear((0,), 64, 32, activation, layout=layout)),
             ]
     edge += [
-        Case("nvfp4.calibrated", _linear((6,), 48, 96, "nvfp4", input_scale=0.002, packed=True)),
+        Case("nvfp4.calibrated", _linear((6,), 48, 96, "nvfp4", input_scale=0.002, layout="cpu_packed")),
+        Case("nvfp4.swizzled", _linear((6,), 96, 128, "nvfp4", True, layout="swizzled_128x4")),
+        Case(
+            "nvfp4.swizzled.calibrated",
+            _linear((2, 3), 64, 192, "nvfp4", False, "padded", 0.002, layout="swizzled_128x4"),
+        ),
+        Case("nvfp4.shuffled", _linear((6,), 96, 128, "nvfp4", True, layout="trtllm_shuffled")),
+        Case("bf16.swizzled_8x4", _linear((6,), 40, 80, layout="swizzled_8x4")),
         Case("mxfp4.bf16", _linear((6,), 48, 96, fmt="mxfp4", bias=True)),
         Case("mxfp4.int8", _linear((6,), 48, 96, "int8", fmt="mxfp4")),
     ]
     bench = [
-        Case(f"{activation}.m{m}n{n}k{k}", _linear((m,), n, k, activation, packed=True), BENCH, (torch.bfloat16,))
+        Case(f"{activation}.m{m}n{n}k{k}", _linear((m,), n, k, activation, layout="cpu_packed"), BENCH, (torch.bfloat16,))
         for activation in ("bf16", "int8", "nvfp4")
         for m, n, k in (
             (1, 3072, 3072), (1, 12288, 3072), (4, 3072, 3072), (16, 3072, 3072), (64, 3072, 3072),

@@ -1,0 +1,172 @@
+"""FlashInfer's mm_fp4 and torch's scaled_mm: NVFP4 times NVFP4 on Blackwell.
+
+Signatures read from flashinfer-python 0.7.2 and torch 2.13. Each of FlashInfer's kernels is a backend of ours;
+TRT-LLM's wants its weight shuffled, the others swizzled 128x4, which NVFP4Linear prepares once. The variable
+SGLANG_DIFFUSION_FLASHINFER_FP4_GEMM_BACKEND leaves one of them (and decides the layout); naming a backend overrides it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sgl_kernels.backends._attention import feature, shape
+from sgl_kernels.backends._order import ONLY_WHEN_NAMED, family
+from sgl_kernels.core.device import Device
+from sgl_kernels.core.implementation import Implementation
+from sgl_kernels.core.requires import HALF, Requires
+from sgl_kernels.core.settings import Settings
+from sgl_kernels.core.verdict import Reason, Rejected
+from sgl_kernels.ops.nvfp4 import reference
+from sgl_kernels.ops.nvfp4.layouts import swizzle_scales
+from sgl_kernels.ops.nvfp4.spec import LinearFacts
+
+VARIABLE = "SGLANG_DIFFUSION_FLASHINFER_FP4_GEMM_BACKEND"
+DATACENTER = frozenset({"sm100", "sm103"})
+BLACKWELL = DATACENTER | {"sm110", "sm120", "sm121"}
+KERNELS = {  # FlashInfer's name, where it runs, its layout, the dtypes of its result
+    "flashinfer_cutlass": ("cutlass", BLACKWELL, "swizzled_128x4", HALF),
+    "flashinfer_cudnn": ("cudnn", BLACKWELL, "swizzled_128x4", HALF),
+    "flashinfer_cute_dsl": ("cute-dsl", DATACENTER, "swizzled_128x4", HALF),
+    "flashinfer_b12x": ("b12x", frozenset({"sm120", "sm121"}), "swizzled_128x4", HALF),
+    "flashinfer_trtllm": ("trtllm", DATACENTER, "trtllm_shuffled", frozenset({torch.bfloat16})),
+}
+RANKS = {
+    # Data-centre Blackwell: TRT-LLM leads at M = 1, CuTe DSL in the middle, CUTLASS from 8192 rows (published
+    # measurements of FlashInfer's kernels). The consumer order is FlashInfer's own `auto` of 0.7.2.
+    "blackwell": {
+        "few": ("flashinfer_trtllm", "flashinfer_cutlass", "flashinfer_cute_dsl", "flashinfer_cudnn"),
+        "some": ("flashinfer_cute_dsl", "flashinfer_cutlass", "flashinfer_trtllm", "flashinfer_cudnn"),
+        "many": ("flashinfer_cutlass", "flashinfer_cute_dsl", "flashinfer_trtllm", "flashinfer_cudnn"),
+    },
+    "blackwell_consumer": dict.fromkeys(
+        ("few", "some", "many"), ("flashinfer_b12x", "flashinfer_cutlass", "flashinfer_cudnn")
+    ),
+}
+
+
+def _rank(backend: str) -> Callable[[Any, Device], int]:
+    def rank(facts: LinearFacts, device: Device) -> int:
+        size = "few" if facts.m <= 8 else ("some" if facts.m < 8192 else "many")
+        order = RANKS.get(family(device), {}).get(size, ())
+        return 90 - 10 * order.index(backend) if backend in order else ONLY_WHEN_NAMED
+
+    return rank
+
+
+def _activation(x: Tensor, input_scale: Tensor | None) -> Tensor:
+    """The activation's global scale (decode direction), on its device: no synchronisation."""
+    return reference.global_scale_of(x) if input_scale is None else input_scale.to(torch.float32).reshape(())
+
+
+def _finish(y: Tensor, x: Tensor, bias: Tensor | None, n: int) -> Tensor:
+    y = y[:, :n]
+    if bias is not None:
+        y = y + bias.to(y.dtype)
+    return y.reshape(*x.shape[:-1], n)
+
+
+def _load(kernel: str) -> Callable[[Any], Callable[..., Tensor]]:
+    def load(config: Any) -> Callable[..., Tensor]:
+        from flashinfer import SfLayout, mm_fp4, nvfp4_quantize
+
+        supported = getattr(mm_fp4, "is_backend_supported", None)
+        if supported is not None and torch.cuda.is_available():
+            major, minor = torch.cuda.get_device_capability()
+            if not supported(kernel, major * 10 + minor):
+                raise RuntimeError(f"this flashinfer has no {kernel!r} kernel for sm{major}{minor}")
+
+        def run(
+            x: Tensor, weight: Tensor, weight_scale: Tensor, global_scale: Tensor, bias: Tensor | None,
+            activation: str, input_scale: Tensor | None, format: str, layout: str, out_features: int,
+        ) -> Tensor:  # fmt: skip
+            # activation, format and layout were checked against this kernel's by _rejects
+            flat = x.reshape(-1, x.shape[-1]).contiguous()
+            scale = _activation(flat, input_scale)
+            a, a_scale = nvfp4_quantize(flat, 1.0 / scale, sfLayout=SfLayout.layout_128x4, do_shuffle=False)
+            y = mm_fp4(
+                a, weight.T, a_scale, weight_scale.T, (scale * global_scale).reshape(1), x.dtype, None,
+                block_size=16, use_8x4_sf_layout=False, backend=kernel, use_nvfp4=True,
+            )  # fmt: skip
+            return _finish(y, x, bias, out_features)
+
+        return run
+
+    return load
+
+
+def _load_scaled_mm(config: Any) -> Callable[..., Tensor]:
+    scaled_mm, fp4 = torch._scaled_mm, torch.float4_e2m1fn_x2
+
+    def run(
+        x: Tensor, weight: Tensor, weight_scale: Tensor, global_scale: Tensor, bias: Tensor | None,
+        activation: str, input_scale: Tensor | None, format: str, layout: str, out_features: int,
+    ) -> Tensor:  # fmt: skip
+        flat = x.reshape(-1, x.shape[-1]).contiguous()
+        scale = _activation(flat, input_scale)
+        a, a_scale, _ = reference.nvfp4_quantize(flat, scale, "nvfp4", False)
+        y = scaled_mm(
+            a.view(fp4), weight.view(fp4).t(), swizzle_scales(a_scale).flatten(), weight_scale.flatten(),
+            out_dtype=torch.float32,
+        )  # fmt: skip
+        return _finish((y * (scale * global_scale)).to(x.dtype), x, bias, out_features)
+
+    return run
+
+
+def _rejects(layout: str) -> Callable[[LinearFacts], Rejected | None]:
+    def rejects(f: LinearFacts) -> Rejected | None:
+        if f.activation != "nvfp4" or f.format != "nvfp4":
+            return feature(f"multiplies nvfp4 by nvfp4 only, not {f.format} by {f.activation}")
+        if f.layout != layout:
+            return feature(f"needs the weight in layout {layout!r}, it is {f.layout!r}")
+        if f.m == 0 or f.k % 64 or f.n % 32:
+            return shape(f"needs rows, K a multiple of 64 and N of 32; got M {f.m}, N {f.n}, K {f.k}")
+        return None
+
+    return rejects
+
+
+def _enabled(backend: str) -> Callable[[Settings], Rejected | None]:
+    def enabled(settings: Settings) -> Rejected | None:
+        wanted = settings.quantization.flashinfer_fp4_gemm_backend
+        if wanted in (None, "auto", backend):
+            return None
+        return Rejected(Reason.POLICY, f"{VARIABLE} is {wanted}", f"export {VARIABLE}={backend}")
+
+    return enabled
+
+
+def _implementation(backend: str) -> Implementation:
+    kernel, archs, layout, dtypes = KERNELS[backend]
+    return Implementation(
+        op="nvfp4_linear",
+        backend=backend,
+        load=_load(kernel),
+        requires=Requires(
+            platforms=frozenset({"cuda"}), archs=archs, dtypes=dtypes, packages=("flashinfer-python>=0.4",)
+        ),
+        rejects=_rejects(layout),
+        enabled=_enabled(backend),
+        rank=_rank(backend),
+        proof="contract",
+        doc=f"FlashInfer mm_fp4, {kernel} kernel",
+    )
+
+
+IMPLEMENTATIONS = (
+    *(_implementation(backend) for backend in KERNELS),
+    Implementation(
+        op="nvfp4_linear",
+        backend="torch_scaled_mm",
+        load=_load_scaled_mm,
+        requires=Requires(platforms=frozenset({"cuda"}), archs=BLACKWELL, dtypes=HALF),
+        rejects=_rejects("swizzled_128x4"),
+        rank=20,
+        proof="contract",
+        doc="torch._scaled_mm (cuBLASLt) on packed fp4",
+    ),
+)
