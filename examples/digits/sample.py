@@ -19,7 +19,7 @@ from PIL import Image
 
 MODEL = Path(__file__).resolve().parent / "model"
 STEPS = 25
-GUIDANCE = 2.0
+GUIDANCE = 2.5
 
 Progress = Callable[[int, int], None]
 

@@ -5,7 +5,7 @@ The model sees x = (1 - s) * image + s * noise at a random noise level s in (0, 
 replaced by the null class, so that classifier-free guidance works.  The saved weights are a moving average
 (EMA).
 
-    python -m examples.digits.train_dit --steps 5000
+    python -m examples.digits.train_dit --steps 3600
 
 A checkpoint is written every few minutes; the same command with --resume goes on from it.
 """
@@ -189,7 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=3600)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument(
