@@ -8,7 +8,7 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-Type mask_type(const Tensor& mask) {
+Type mask_type(const char* op, const Tensor& mask) {
   switch (mask.scalar_type()) {
     case ScalarType::Bool: return Type::boolean;
     case ScalarType::Float: return Type::f32;
@@ -16,15 +16,15 @@ Type mask_type(const Tensor& mask) {
     case ScalarType::Half: return Type::f16;
     default: break;
   }
-  STD_TORCH_CHECK(false, "attention: attn_mask has dtype ", torch::headeronly::toString(mask.scalar_type()),
+  STD_TORCH_CHECK(false, op, ": attn_mask has dtype ", torch::headeronly::toString(mask.scalar_type()),
                   "; expected bool (True = attend), float32, bfloat16 or float16. Convert it with .bool() or .float()");
   return Type::f32;
 }
 
 // Right-aligned broadcast to (B, Hq, Sq, Sk): a dimension of size 1, or a missing one, has stride 0.
-MaskView view_of_mask(const Tensor& mask, const Problem& p) {
-  STD_TORCH_CHECK(mask.is_cpu(), "attention: attn_mask is not on the CPU; move it there");
-  const Type type = mask_type(mask);
+MaskView view_of_mask(const char* op, const Tensor& mask, const Problem& p) {
+  STD_TORCH_CHECK(mask.is_cpu(), op, ": attn_mask is not on the CPU; move it there");
+  const Type type = mask_type(op, mask);
   const int64_t want[4] = {p.batch, p.heads, p.sq, p.sk};
   int64_t strides[4] = {0, 0, 0, 0};
   const int64_t rank = mask.dim();
@@ -34,27 +34,39 @@ MaskView view_of_mask(const Tensor& mask, const Problem& p) {
     fits = mask.size(i) == want[to] || mask.size(i) == 1;
     if (mask.size(i) != 1) strides[to] = mask.stride(i) * type_size(type);
   }
-  STD_TORCH_CHECK(fits, "attention: attn_mask has shape ", shape_text(mask), "; expected one that broadcasts to (B, Hq, Sq, Sk) = [",
+  STD_TORCH_CHECK(fits, op, ": attn_mask has shape ", shape_text(mask), "; expected one that broadcasts to (B, Hq, Sq, Sk) = [",
                   want[0], ", ", want[1], ", ", want[2], ", ", want[3], "]");
   return {static_cast<const char*>(mask.const_data_ptr()), type, strides[0], strides[1], strides[2], strides[3]};
 }
 
-std::tuple<Tensor, Tensor> attention(const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
+std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                      const std::optional<Tensor>& attn_mask, int64_t causal, double scale,
                                      int64_t window_left, int64_t window_right, double softcap, bool return_lse) {
+  DenseCall call = prepare_dense("attention", q, k, v, attn_mask, causal, scale, window_left, window_right, softcap,
+                                 return_lse);
+  if (!call.empty) run_problem(call.problem);
+  return {call.out, call.lse};
+}
+
+}  // namespace
+
+DenseCall prepare_dense(const char* op, const Tensor& q_in, const Tensor& k_in, const Tensor& v_in,
+                        const std::optional<Tensor>& attn_mask, int64_t causal, double scale, int64_t window_left,
+                        int64_t window_right, double softcap, bool return_lse) {
   const char* axes = "(batch, seqlen, heads, head_dim)";
-  const Type type = check_tensor(q_in, "attention", "q", 4, axes);
-  check_tensor(k_in, "attention", "k", 4, axes);
-  check_tensor(v_in, "attention", "v", 4, axes);
-  check_heads(q_in, k_in, v_in, "attention");
-  STD_TORCH_CHECK(q_in.size(0) == k_in.size(0), "attention: q has batch ", q_in.size(0), " but k has ", k_in.size(0),
+  const Type type = check_tensor(q_in, op, "q", 4, axes);
+  check_tensor(k_in, op, "k", 4, axes);
+  check_tensor(v_in, op, "v", 4, axes);
+  check_heads(q_in, k_in, v_in, op);
+  STD_TORCH_CHECK(q_in.size(0) == k_in.size(0), op, ": q has batch ", q_in.size(0), " but k has ", k_in.size(0),
                   "; expand one of them");
-  check_rule("attention", causal, window_left, window_right, softcap);
-  STD_TORCH_CHECK(q_in.size(1) < kLongest && k_in.size(1) < kLongest, "attention: q and k have ", q_in.size(1), " and ",
+  check_rule(op, causal, window_left, window_right, softcap);
+  STD_TORCH_CHECK(q_in.size(1) < kLongest && k_in.size(1) < kLongest, op, ": q and k have ", q_in.size(1), " and ",
                   k_in.size(1), " rows; expected fewer than 2^28");
 
-  const Tensor q = rows_contiguous(q_in), k = rows_contiguous(k_in), v = rows_contiguous(v_in);
-  Problem p{};
+  DenseCall call{rows_contiguous(q_in), rows_contiguous(k_in), rows_contiguous(v_in), {}, {}, {}, false};
+  const Tensor &q = call.q, &k = call.k, &v = call.v;
+  Problem& p = call.problem;
   p.type = p.out_type = type;
   p.batch = static_cast<int32_t>(q.size(0));
   p.sq = static_cast<int32_t>(q.size(1));
@@ -72,21 +84,18 @@ std::tuple<Tensor, Tensor> attention(const Tensor& q_in, const Tensor& k_in, con
   p.k = view_of(k, type);
   p.v = view_of(v, type);
 
-  Tensor out = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2), v.size(3)});
-  Tensor lse = torch::stable::new_empty(q, {return_lse ? p.batch : 0, p.heads, p.sq}, ScalarType::Float);
-  p.out = view_of(out, type);
+  call.out = torch::stable::new_empty(q, {q.size(0), q.size(1), q.size(2), v.size(3)});
+  call.lse = torch::stable::new_empty(q, {return_lse ? p.batch : 0, p.heads, p.sq}, ScalarType::Float);
+  p.out = view_of(call.out, type);
   if (return_lse) {
-    p.lse = static_cast<float*>(lse.mutable_data_ptr());
+    p.lse = static_cast<float*>(call.lse.mutable_data_ptr());
     p.lse_batch = int64_t{p.heads} * p.sq;
     p.lse_head = p.sq;
   }
-  if (attn_mask.has_value()) p.mask = view_of_mask(*attn_mask, p);
-  const bool nothing = p.batch == 0 || p.sq == 0 || p.heads == 0;
-  if (!nothing) run_problem(p);
-  return {out, lse};
+  if (attn_mask.has_value()) p.mask = view_of_mask(op, *attn_mask, p);
+  call.empty = p.batch == 0 || p.sq == 0 || p.heads == 0;
+  return call;
 }
-
-}  // namespace
 
 Type check_tensor(const Tensor& tensor, const char* op, const char* name, int64_t rank, const char* axes) {
   STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " is not on the CPU; move it there or use another backend");

@@ -12,6 +12,17 @@ struct Vectors {
   static constexpr int value = NV;
 };
 
+// body(Vectors<n>{}): the number of vectors of a panel as a constant.
+template <class Body>
+SGL_INLINE void with_vectors(int n, Body body) {
+  if constexpr (kMaxVectors == 4) {
+    if (n == 4) return body(Vectors<4>{});
+    if (n == 3) return body(Vectors<3>{});
+  }
+  if (n == 2) return body(Vectors<2>{});
+  body(Vectors<1>{});
+}
+
 // Scores of one block: keys first..last of the packed block; `first` is a multiple of the tile.
 template <class Dot, int NV>
 void score_block(const float* k, const float* q, int elements, const ScoreRule& rule, bool ruled, int first, int last,
@@ -108,12 +119,13 @@ size_t blocked_scratch(const Problem& p, int32_t rows) {
   return layout_of<Dot>(p, rows).total;
 }
 
-static inline void start_panels(Panel* panels, const Layout& l, RowWalk walk, int32_t rows, float* out) {
-  for (int n = 0; n < l.panels; ++n) {
+static inline void start_panels(Panel* panels, int32_t count, int32_t channels, RowWalk walk, int32_t rows,
+                                float* out) {
+  for (int n = 0; n < count; ++n) {
     Panel& panel = panels[n];
     panel.rows = min_int(kPanel, rows - n * kPanel);
     panel.vectors = (panel.rows + kLanes - 1) / kLanes;
-    panel.out = out + static_cast<size_t>(n) * l.channels * kPanel;
+    panel.out = out + static_cast<size_t>(n) * channels * kPanel;
     panel.fresh = true;
     panel.first = panel.last = walk.query;
     for (int j = 0; j < kMaxVectors; ++j) {
@@ -125,8 +137,32 @@ static inline void start_panels(Panel* panels, const Layout& l, RowWalk walk, in
         panel.last = max_int(panel.last, walk.query);
       }
     }
-    __builtin_memset(panel.out, 0, static_cast<size_t>(l.channels) * panel.vectors * kLanes * 4);
+    __builtin_memset(panel.out, 0, static_cast<size_t>(channels) * panel.vectors * kLanes * 4);
   }
+}
+
+// How a task meets the mask: one bias per key for all its rows, or one per key and row.
+struct MaskPlan {
+  bool per_key, per_lane;
+  const char* heads;  // the mask of the key head's first query head
+  const char* row;    // per key: its row
+};
+
+static inline MaskPlan plan_mask(const Problem& p, const Task& task, const Sequence& s) {
+  if (p.mask.data == nullptr) return {};
+  const int32_t group = p.heads / p.kv_heads, head = task.row0 / s.sq;
+  const bool one_head = (task.row1 - 1) / s.sq == head;
+  const bool per_key = p.mask.query == 0 && (p.mask.head == 0 || one_head);
+  const char* heads = p.mask.data + task.batch * p.mask.batch + int64_t{task.kv_head} * group * p.mask.head;
+  return {per_key, !per_key, heads, heads + head * p.mask.head};
+}
+
+// Biases of a block of keys; false where all are hidden.
+static inline bool key_biases(const MaskView& view, const MaskPlan& plan, int32_t key0, int32_t count, float* to) {
+  mask_row(view, plan.row, key0, count, to);
+  bool shown = false;
+  for (int k = 0; k < count; ++k) shown |= to[k] != kMinusInf;
+  return shown;
 }
 
 template <class Dot, Type kType>
@@ -143,7 +179,7 @@ void run_blocked(const Problem& p, const Task& task, char* scratch) {
   const RowWalk start(task.row0, s.sq);
   const uint32_t sign = Dot::kUnit == 1 ? 0x80000000u : 0x80008000u;
   Panel panels[kMaxTaskRows / kPanel];
-  start_panels(panels, l, start, task.row1 - task.row0, part(l.out));
+  start_panels(panels, l.panels, l.channels, start, task.row1 - task.row0, part(l.out));
   int32_t first = p.sq, last = 0;
   for (int n = 0; n < l.panels; ++n) {
     const RowWalk walk(task.row0 + n * kPanel, s.sq);
@@ -159,22 +195,15 @@ void run_blocked(const Problem& p, const Task& task, char* scratch) {
   rule.cap = p.softcap > 0 ? p.softcap * kLog2e : 0;
   rule.left = s.left;
   rule.right = s.right;
-  const bool masked = p.mask.data != nullptr;
-  const int32_t heads = (task.row1 - 1) / s.sq - task.row0 / s.sq + 1;  // query heads in this task
-  const bool per_key = masked && p.mask.query == 0 && (p.mask.head == 0 || heads == 1);
-  const char* mask = masked ? p.mask.data + task.batch * p.mask.batch + head0 * p.mask.head : nullptr;
-
+  const MaskPlan mask = plan_mask(p, task, s);
   const int32_t begin = max_int(task.key0, first - s.left);
   const int32_t end = min_int(min_int(task.key1, s.sk), last + s.right + 1);
   for (int32_t key0 = begin; key0 < end; key0 += l.block) {
     const int32_t count = min_int(l.block, end - key0);
     rule.key0 = key0;
-    if (per_key) {
-      mask_row(p.mask, mask + start.group_head * p.mask.head, key0, count, key_bias);
+    if (mask.per_key) {
+      if (!key_biases(p.mask, mask, key0, count, key_bias)) continue;
       rule.key_bias = key_bias;
-      bool shown = false;
-      for (int k = 0; k < count; ++k) shown |= key_bias[k] != kMinusInf;
-      if (!shown) continue;
     }
     pack_keys<Dot, kType>(s.k + task.kv_head * p.k.head + key0 * p.k.seq, p.k.seq, count, p.d, l.elements, keys);
     pack_values<Dot, kType>(s.v + task.kv_head * p.v.head + key0 * p.v.seq, p.v.seq, count, p.dv, l.channels,
@@ -185,24 +214,18 @@ void run_blocked(const Problem& p, const Task& task, char* scratch) {
       const int32_t to = min_int(count, panel.last + s.right + 1 - key0);
       if (from >= to) continue;
       rule.lane_bias = nullptr;
-      if (masked && !per_key) {
+      if (mask.per_lane) {
         const RowWalk walk(task.row0 + n * kPanel, s.sq);
-        const MaskBlock kind = pack_mask(p.mask, mask, walk, panel, key0, to, lane_bias);
+        const MaskBlock kind = pack_mask(p.mask, mask.heads, walk, panel, key0, to, lane_bias);
         if (kind == MaskBlock::hidden) continue;
         if (kind == MaskBlock::mixed) rule.lane_bias = lane_bias;
       }
       const bool ruled = rule.cap != 0 || rule.key_bias != nullptr || rule.lane_bias != nullptr;
       const float* q = queries + n * query_panel;
-      auto go = [&](auto vectors) {
+      with_vectors(panel.vectors, [&](auto vectors) {
         constexpr int NV = decltype(vectors)::value;
         attend<Dot, NV>(keys, q, l.elements, values, block_units, l.channels, rule, ruled, from, to, panel, weights);
-      };
-      if constexpr (kMaxVectors == 4) {
-        if (panel.vectors == 4) go(Vectors<4>{});
-        if (panel.vectors == 3) go(Vectors<3>{});
-      }
-      if (panel.vectors == 2) go(Vectors<2>{});
-      if (panel.vectors == 1) go(Vectors<1>{});
+      });
     }
   }
 

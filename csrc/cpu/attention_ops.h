@@ -5,13 +5,52 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <atomic>
+#include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "attention_args.h"
 
 namespace sgl_kernels::attention {
 
 using torch::stable::Tensor;
+
+// A checked dense call: the tensors that its problem points into, and its results.
+struct DenseCall {
+  Tensor q, k, v, out, lse;
+  Problem problem;
+  bool empty;  // nothing to compute
+};
+
+DenseCall prepare_dense(const char* op, const Tensor& q, const Tensor& k, const Tensor& v,
+                        const std::optional<Tensor>& attn_mask, int64_t causal, double scale, int64_t window_left,
+                        int64_t window_right, double softcap, bool return_lse);
+
+// Scratch memory: whole pages, so that no two threads' parts share one.
+struct Free {
+  void operator()(void* p) const;
+};
+using Buffer = std::unique_ptr<char, Free>;
+constexpr size_t kPage = 4096;
+constexpr size_t to_pages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+Buffer allocate(size_t bytes);
+
+// Tasks of the blocked kernel, over all keys each.
+std::vector<Task> plan_blocked(const Problem& problem, int32_t panel, int32_t threads);
+
+// Runs body(task, worker) for every task index on at most `workers` of torch's threads.
+template <class Body>
+void share_tasks(size_t tasks, int64_t workers, const Body& body) {
+  std::atomic<size_t> next{0};
+  // Which worker runs a task changes nothing in its result, so a shared counter may hand them out.
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t w = begin; w < end; ++w) {
+      for (size_t t = next++; t < tasks; t = next++) body(t, w);
+    }
+  });
+}
 
 // The instruction set's kernels for this process.
 const Kernels& kernels();

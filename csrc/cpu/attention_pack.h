@@ -76,6 +76,22 @@ void pack_keys(const char* from, int64_t stride, int keys, int channels, int ele
   __builtin_memset(to, 0, static_cast<size_t>(round_up(keys, kKeyAlign) - keys) * elements * 4);
 }
 
+// Writes one unit of keys, `line`, to its places in the channel groups.
+SGL_INLINE void scatter_channels(const float* line, int channels, size_t block_units, int unit, float* to) {
+  int c = 0;
+  for (; channels - c >= 12; c += kChannelRows) {  // sizes known to the compiler: a 24-byte copy is two moves
+    __builtin_memcpy(to + c * block_units + static_cast<size_t>(unit) * kChannelRows, line + c, kChannelRows * 4);
+  }
+  while (c < channels) {
+    const int group = channel_group(channels - c);
+    float* slot = to + c * block_units + static_cast<size_t>(unit) * group;
+    if (group == 6) __builtin_memcpy(slot, line + c, 24);
+    if (group == 4) __builtin_memcpy(slot, line + c, 16);
+    if (group == 2) __builtin_memcpy(slot, line + c, 8);
+    c += group;
+  }
+}
+
 // V: [channel group][unit of keys][channel in group]; a group takes block_units * group elements.
 // line: room for one row, `channels` rounded up to a vector.
 template <class Dot, Type kType>
@@ -92,18 +108,7 @@ void pack_values(const char* from, int64_t stride, int keys, int dv, int channel
         store(line + c, Dot::interleave(row, second, c, dv));
       }
     }
-    int c = 0;
-    for (; channels - c >= 12; c += kChannelRows) {  // sizes known to the compiler: a 24-byte copy is two moves
-      __builtin_memcpy(to + c * block_units + static_cast<size_t>(u) * kChannelRows, line + c, kChannelRows * 4);
-    }
-    while (c < channels) {
-      const int group = channel_group(channels - c);
-      float* slot = to + c * block_units + static_cast<size_t>(u) * group;
-      if (group == 6) __builtin_memcpy(slot, line + c, 24);
-      if (group == 4) __builtin_memcpy(slot, line + c, 16);
-      if (group == 2) __builtin_memcpy(slot, line + c, 8);
-      c += group;
-    }
+    scatter_channels(line, channels, block_units, u, to);
   }
 }
 

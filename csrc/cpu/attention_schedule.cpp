@@ -2,31 +2,13 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cstdlib>
-#include <memory>
-#include <vector>
 
 #include "attention_ops.h"
 #include "isa.h"
 
 namespace sgl_kernels::attention {
 namespace {
-
-struct Free {
-  void operator()(void* p) const { std::free(p); }
-};
-using Buffer = std::unique_ptr<char, Free>;
-
-// Rounded to pages, so that no two threads' parts share one.
-constexpr size_t kPage = 4096;
-size_t to_pages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
-
-Buffer allocate(size_t bytes) {
-  char* p = static_cast<char*>(std::aligned_alloc(kPage, std::max(to_pages(bytes), kPage)));
-  STD_TORCH_CHECK(p != nullptr, "attention: out of memory for ", bytes, " bytes of scratch space");
-  return Buffer(p);
-}
 
 struct Plan {
   bool decode;
@@ -55,24 +37,24 @@ void add_tasks(Plan& plan, const Problem& p, int32_t batch, int32_t kv_head, int
   }
 }
 
-Plan plan_problem(const Problem& p, const Kernels& k, int32_t threads) {
+Plan plan_problem(const Problem& p, int32_t panel, int32_t threads, bool whole) {
   Plan plan{};
   const int64_t heads = int64_t{p.batch} * p.kv_heads;
   const int32_t group = p.heads / p.kv_heads;
   plan.splits = 1;
-  plan.decode = int64_t{group} * p.sq <= kMaxDecodeRows;
+  plan.decode = !whole && int64_t{group} * p.sq <= kMaxDecodeRows;
   plan.rows_per_task = plan.decode ? kMaxDecodeRows : kMaxTaskRows;
   // Each task packs K and V for itself, which long tasks amortise; but every thread should get several.
   auto tasks_at = [&](int32_t rows) {
     const int64_t runs = p.sq < kMergeBelow ? 1 : group, run = int64_t{p.sq} * (group / runs);
     return heads * runs * ((run + rows - 1) / rows);
   };
-  while (!plan.decode && threads > 1 && plan.rows_per_task > k.panel && tasks_at(plan.rows_per_task) < 8 * threads) {
+  while (!plan.decode && threads > 1 && plan.rows_per_task > panel && tasks_at(plan.rows_per_task) < 8 * threads) {
     plan.rows_per_task /= 2;
   }
   const int64_t tasks = plan.decode ? heads : tasks_at(plan.rows_per_task);
   const int64_t wanted = plan.decode ? 4 * threads : 2 * threads;
-  if (threads > 1 && p.cu_q == nullptr && tasks < wanted) {
+  if (!whole && threads > 1 && p.cu_q == nullptr && tasks < wanted) {
     const int64_t most = std::max<int64_t>(1, p.sk / (plan.decode ? 256 : 768));
     plan.splits = static_cast<int32_t>(std::min(most, (wanted + tasks - 1) / tasks));
   }
@@ -92,16 +74,23 @@ void run_tasks(const Problem& p, const Kernels& k, const Plan& plan, int32_t thr
   const int64_t workers = std::min<int64_t>(threads, plan.tasks.size());
   const Buffer scratch = allocate(each * workers);
   const auto run = plan.decode ? k.decode : k.run;
-  std::atomic<size_t> next{0};
-  // Which worker runs a task changes nothing in its result, so a shared counter may hand them out.
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t w = begin; w < end; ++w) {
-      for (size_t t = next++; t < plan.tasks.size(); t = next++) run(p, plan.tasks[t], scratch.get() + each * w);
-    }
-  });
+  share_tasks(plan.tasks.size(), workers,
+              [&](size_t t, int64_t worker) { run(p, plan.tasks[t], scratch.get() + each * worker); });
 }
 
 }  // namespace
+
+void Free::operator()(void* p) const { std::free(p); }
+
+Buffer allocate(size_t bytes) {
+  char* p = static_cast<char*>(std::aligned_alloc(kPage, std::max(to_pages(bytes), kPage)));
+  STD_TORCH_CHECK(p != nullptr, "attention: out of memory for ", bytes, " bytes of scratch space");
+  return Buffer(p);
+}
+
+std::vector<Task> plan_blocked(const Problem& problem, int32_t panel, int32_t threads) {
+  return plan_problem(problem, panel, threads, true).tasks;
+}
 
 const Kernels& kernels() {
 #if defined(__x86_64__)
@@ -124,7 +113,7 @@ const Kernels& kernels() {
 void run_problem(const Problem& problem) {
   const Kernels& k = kernels();
   const int32_t threads = static_cast<int32_t>(torch::stable::get_num_threads());
-  const Plan plan = plan_problem(problem, k, threads);
+  const Plan plan = plan_problem(problem, k.panel, threads, false);
   if (plan.tasks.empty()) return;
   if (plan.splits == 1) return run_tasks(problem, k, plan, threads);
 

@@ -133,6 +133,23 @@ __attribute__((noinline)) void score_tile(const float* k, size_t stride, const f
   emit<Dot, NV>(acc, panel, p);
 }
 
+// Bias and bounds on one vector of scores: key `row` of the block, vector j of the panel.
+template <int NV>
+SGL_INLINE F rule_score(F s, const ScoreRule& rule, int row, int j, const Panel& panel) {
+  const F hidden = splat(kMinusInf);
+  if (rule.key_bias != nullptr) {
+    const float bias = rule.key_bias[row];
+    s = bias == kMinusInf ? hidden : s + bias;
+  }
+  if (rule.lane_bias != nullptr) {
+    const F bias = load<F>(rule.lane_bias + (static_cast<size_t>(row) * NV + j) * kLanes);
+    s = bias == hidden ? hidden : s + bias;  // hides NaN and infinite scores too
+  }
+  const int32_t key = rule.key0 + row;
+  const I seen = (panel.position[j] + rule.right >= key) & (panel.position[j] - rule.left <= key);
+  return seen ? s : hidden;
+}
+
 // One tile with softcap, bias, bounds, or fewer than a full tile of keys (`keys`; the rest are hidden).
 template <class Dot, int NV>
 __attribute__((noinline)) void score_tile_ruled(const float* k, size_t stride, const float* q, int depth,
@@ -145,27 +162,15 @@ __attribute__((noinline)) void score_tile_ruled(const float* k, size_t stride, c
     multiply_rows<Dot, ROWS, NV>(k, stride, q, depth, acc);
     SGL_UNROLL for (int i = 0; i < ROWS; ++i) SGL_UNROLL for (int j = 0; j < NV; ++j) tile[i][j] = acc[i][j];
   }
-  const F hidden = splat(kMinusInf);
   for (int i = 0; i < ROWS; ++i) {  // not unrolled: the tile is in memory here, and this code is long
-    const int row = row0 + i;
-    const int32_t key = rule.key0 + row;
     for (int j = 0; j < NV; ++j) {
       if (i >= keys) {
-        tile[i][j] = hidden;
+        tile[i][j] = splat(kMinusInf);
         continue;
       }
       F s = tile[i][j] * rule.scale;
       if (rule.cap != 0) s = tanh(s) * rule.cap;
-      if (rule.key_bias != nullptr) {
-        const float bias = rule.key_bias[row];
-        s = bias == kMinusInf ? hidden : s + bias;
-      }
-      if (rule.lane_bias != nullptr) {
-        const F bias = load<F>(rule.lane_bias + (static_cast<size_t>(row) * NV + j) * kLanes);
-        s = bias == hidden ? hidden : s + bias;  // hides NaN and infinite scores too
-      }
-      const I seen = (panel.position[j] + rule.right >= key) & (panel.position[j] - rule.left <= key);
-      s = seen ? s : hidden;
+      s = rule_score<NV>(s, rule, row0 + i, j, panel);
       panel.highest[j] = max(panel.highest[j], s);
       tile[i][j] = s;
     }
