@@ -33,7 +33,7 @@ class Runtime:
 class Apple:
     """Apple GPUs."""
 
-    use_mlx: bool | None = None  # None: rank decides
+    use_mlx: bool | None = None  # None: off
 
 
 @dataclass(frozen=True, slots=True)

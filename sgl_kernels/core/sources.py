@@ -135,13 +135,13 @@ RUNTIME = _section(
 PLATFORM = (
     *_section(
         "Apple MPS",
-        _row(
+        _now(
             "SGLANG_USE_MLX",
             "apple.use_mlx",
             "bool",
             None,
-            "Run norm ops on MPS through MLX's fused Metal kernels",
-            default_text="by rank",
+            "Run norms, adaLN and rope on MPS through MLX and fused Metal kernels",
+            default_text="off",
         ),
     ),
     *_section(

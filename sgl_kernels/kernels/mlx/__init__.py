@@ -1,0 +1,1 @@
+"""Kernels through MLX for Apple GPUs: the crossing, the mathematics in MLX's ops, and the fused Metal kernels."""
