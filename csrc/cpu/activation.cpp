@@ -37,20 +37,22 @@ Tensor activated(const char* op, Activation kind, const Tensor& x, const Optiona
   const char* in = static_cast<const char*>(rows.const_data_ptr());
   const char* factor_in = static_cast<const char*>(factor.const_data_ptr()) + (halves ? row_bytes : 0);
   char* result = static_cast<char*>(out.mutable_data_ptr());
-  const int64_t elements = plan.rows() * dim;
+  const int64_t elements = plan.rows() * dim, moved = (gated ? 3 : 2) * plan.rows() * row_bytes;
 
   if (plan.is_dense(from, row_bytes) && plan.is_dense(times, row_bytes)) {
     const int64_t item = item_bytes(dtype);
+    const bool stream = should_stream(moved, result, kPiece * item);
     parallel_rows((elements + kPiece - 1) / kPiece, kPiece, [&](int64_t begin, int64_t end) {
       const int64_t offset = begin * kPiece * item, count = std::min(end * kPiece, elements) - begin * kPiece;
-      kernels().activate({dtype, kind, false, in + offset, 0, gated ? factor_in + offset : nullptr, 0, result + offset,
+      kernels().activate({dtype, kind, stream, in + offset, 0, gated ? factor_in + offset : nullptr, 0, result + offset,
                           0, 1, count});
     });
     return out;
   }
+  const bool stream = should_stream(moved, result, row_bytes);
   parallel_rows(plan.rows(), dim, [&](int64_t begin, int64_t end) {
     plan.runs(begin, end, [&](const RowPlan::Run& run) {
-      kernels().activate({dtype, kind, false, in + run.offset[from], plan.step(from),
+      kernels().activate({dtype, kind, stream, in + run.offset[from], plan.step(from),
                           gated ? factor_in + run.offset[times] : nullptr, plan.step(times), result + run.offset[to],
                           plan.step(to), run.rows, dim});
     });

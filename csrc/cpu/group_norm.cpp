@@ -72,6 +72,7 @@ struct Request {
   char* out;
   Layout from, to;
   std::vector<float> weight, bias;  // empty for none
+  bool stream;
 
   int64_t width() const { return channels / groups; }
   int64_t item() const { return item_bytes(dtype); }
@@ -82,7 +83,7 @@ void apply_channels_first(const Request& r, int64_t n, int64_t channel, const Ac
   const float gain = (r.weight.empty() ? 1.0f : r.weight[channel]) * statistics.inverse(r.eps);
   const float shift = (r.bias.empty() ? 0.0f : r.bias[channel]) + statistics.correction(gain);
   const int64_t offset = (channel * r.positions + begin) * r.item();
-  kernels().channel({r.dtype, r.activation, r.x + n * r.from.batch_step + offset, r.out + n * r.to.batch_step + offset,
+  kernels().channel({r.dtype, r.activation, r.stream, r.x + n * r.from.batch_step + offset, r.out + n * r.to.batch_step + offset,
                      end - begin, statistics.rounded_mean(), gain, shift});
 }
 
@@ -171,7 +172,7 @@ void channels_last(const Request& r) {
     while (begin < end) {
       const int64_t n = begin / r.positions, p = begin % r.positions, count = std::min(end - begin, r.positions - p);
       const float* mean = tables.floats() + n * 3 * table;
-      kernels().last_apply({r.dtype, r.activation, r.x + n * r.from.batch_step + p * r.from.position_step,
+      kernels().last_apply({r.dtype, r.activation, r.stream, r.x + n * r.from.batch_step + p * r.from.position_step,
                             r.from.position_step, r.out + n * r.to.batch_step + p * r.to.position_step,
                             r.to.position_step, count, r.channels, mean, mean + table, mean + 2 * table});
       begin += count;
@@ -211,12 +212,16 @@ Tensor group_norm(const Tensor& x, int64_t num_groups, OptionalTensor weight, Op
     from = layout_of(source);
     to = layout_of(target);
   }
+  const bool last = from.last && to.last;
+  const int64_t item = item_bytes(dtype), positions = x.numel() / (x.size(0) * channels);
+  const int64_t adjacent = last ? to.position_step : positions * item;
+  const bool stream = should_stream(2 * x.numel() * item, target.const_data_ptr(), adjacent | to.batch_step);
   const Request request = {dtype, activation == "silu" ? Activation::silu : Activation::none, x.size(0), channels,
-                           x.numel() / (x.size(0) * channels), num_groups, eps,
+                           positions, num_groups, eps,
                            static_cast<const char*>(source.const_data_ptr()),
                            static_cast<char*>(target.mutable_data_ptr()), from, to,
-                           as_floats(weight_param, channels), as_floats(bias_param, channels)};
-  if (from.last && to.last) {
+                           as_floats(weight_param, channels), as_floats(bias_param, channels), stream};
+  if (last) {
     channels_last(request);
   } else if (request.batch * num_groups < 2 * static_cast<int64_t>(torch::stable::get_num_threads())) {
     channels_first_by_piece(request);

@@ -69,10 +69,16 @@ SGL_INLINE void put(T* to, Pair v, int64_t count, bool past_caches) {
   }
 }
 
+// NaN as arithmetic makes it: round_to_bf16 counts on no other coming from a parameter.
+SGL_INLINE F clean(F v) { return v == v ? v : splat(__builtin_nanf("")); }
+
 // Elements [i, i + count) of a parameter, evens and odds apart or in sequence.
 template <bool split, class P>
 SGL_INLINE Pair load_as(const P* from, int64_t i, int64_t count) {
-  const Pair v = load(from + i, count);
+  Pair v = load(from + i, count);
+  if constexpr (!kHalf<P>) {
+    v = {clean(v.a), clean(v.b)};
+  }
   if constexpr (split == kEvenOdd<P>) {
     return v;
   } else if constexpr (split) {

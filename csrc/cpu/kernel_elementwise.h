@@ -40,22 +40,24 @@ SGL_INLINE void for_blocks(int64_t dim, Block f) {
 
 template <bool with_residual, bool shifted, class T>
 static void modulate_rows(const ModulateArgs& args) {
+  const float *gains = args.gain, *shifts = args.shift;  // locals: a store to out may alias args
+  const bool past_caches = args.stream;
   for (int64_t r = 0; r < args.rows; ++r) {
     const T* x = row<T>(args.x, args.x_step, r);
     const T* residual = with_residual ? row<T>(args.residual, args.residual_step, r) : nullptr;
     T* out = row<T>(args.out, args.out_step, r);
     for_blocks(args.dim, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-      const Pair v = load(x + i, count), gain = load(args.gain + i);
+      const Pair v = load(x + i, count), gain = load(gains + i);
       Pair base = {};
       if constexpr (with_residual) {
         base = load(residual + i, count);
       } else if constexpr (shifted) {
-        base = load(args.shift + i);
+        base = load(shifts + i);
       }
       const Pair result = with_residual || shifted
                               ? Pair{fma(v.a, gain.a, base.a), fma(v.b, gain.b, base.b)}
                               : Pair{v.a * gain.a, v.b * gain.b};
-      put(out + i, result, count, args.stream);
+      put(out + i, result, count, past_caches);
     });
   }
   if (args.stream) {
@@ -78,6 +80,7 @@ static void modulate(const ModulateArgs& args) {
 
 template <Activation kind, bool gated, class T>
 static void activate_rows(const ActivateArgs& args) {
+  const bool past_caches = args.stream;
   for (int64_t r = 0; r < args.rows; ++r) {
     const T* x = row<T>(args.x, args.x_step, r);
     const T* up = gated ? row<T>(args.up, args.up_step, r) : nullptr;
@@ -88,7 +91,7 @@ static void activate_rows(const ActivateArgs& args) {
         const Pair factor = load(up + i, count);
         v = {v.a * factor.a, v.b * factor.b};
       }
-      put(out + i, v, count, args.stream);
+      put(out + i, v, count, past_caches);
     });
   }
   if (args.stream) {

@@ -28,12 +28,16 @@ template <Activation kind, class T>
 static void channel_as(const ChannelArgs& args) {
   const T* x = reinterpret_cast<const T*>(args.x);
   T* out = reinterpret_cast<T*>(args.out);
-  const F shift = splat(args.shift);
+  const bool past_caches = args.stream;
+  const F mean = splat(args.mean), gain = splat(args.gain), shift = splat(args.shift);
   for_blocks(args.count, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
     const Pair v = load(x + i, count);
-    const Pair y = {fma(v.a - args.mean, splat(args.gain), shift), fma(v.b - args.mean, splat(args.gain), shift)};
-    put(out + i, activated<kind, T>(y), count, false);
+    const Pair y = {fma(v.a - mean, gain, shift), fma(v.b - mean, gain, shift)};
+    put(out + i, activated<kind, T>(y), count, past_caches);
   });
+  if (past_caches) {
+    finish_streaming();
+  }
 }
 
 static void channel(const ChannelArgs& args) {
@@ -108,15 +112,20 @@ static void last_moments(const LastMomentsArgs& args) {
 
 template <Activation kind, class T>
 static void last_apply_as(const LastApplyArgs& args) {
+  const bool past_caches = args.stream;
+  const float *means = args.mean, *gains = args.gain, *shifts = args.shift;
   for (int64_t r = 0; r < args.rows; ++r) {
     const T* x = row<T>(args.x, args.x_step, r);
     T* out = row<T>(args.out, args.out_step, r);
     for_blocks(args.channels, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-      const Pair v = load(x + i, count), mean = load(args.mean + i);
-      const Pair gain = load(args.gain + i), shift = load(args.shift + i);
+      const Pair v = load(x + i, count), mean = load(means + i);
+      const Pair gain = load(gains + i), shift = load(shifts + i);
       const Pair y = {fma(v.a - mean.a, gain.a, shift.a), fma(v.b - mean.b, gain.b, shift.b)};
-      put(out + i, activated<kind, T>(y), count, false);
+      put(out + i, activated<kind, T>(y), count, past_caches);
     });
+  }
+  if (past_caches) {
+    finish_streaming();
   }
 }
 

@@ -50,12 +50,14 @@ SGL_INLINE void turn(F& a, F& b, F cosine, F sine) {
 
 template <bool normalised, class T>
 SGL_INLINE void rotate_pairs(const T* x, T* out, const RopeArgs& args, float inverse, bool past_caches) {
+  const float *gain = args.gain, *cosines = args.cos, *sines = args.sin;
   for_blocks(args.rotary, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    Pair v = load_as<true>(x, i, count);
+    const Pair block = load(x + i, count);
+    Pair v = kEvenOdd<T> ? block : even_odd(block);
     if constexpr (normalised) {
-      v = scaled(v, inverse, args.gain + i);
+      v = scaled(v, inverse, gain + i);
     }
-    turn(v.a, v.b, load_vector(args.cos + i / 2), load_vector(args.sin + i / 2));
+    turn(v.a, v.b, read_vector<F>(cosines + i / 2), read_vector<F>(sines + i / 2));
     put(out + i, kEvenOdd<T> ? v : sequential(v), count, past_caches);
   });
 }
@@ -63,14 +65,15 @@ SGL_INLINE void rotate_pairs(const T* x, T* out, const RopeArgs& args, float inv
 template <bool normalised, class T>
 SGL_INLINE void rotate_halves(const T* x, T* out, const RopeArgs& args, float inverse, bool past_caches) {
   const int64_t half = args.rotary / 2;
-  const float* second_gain = args.gain + gain_parts(args.rotary, false).second;
+  const float *gain = args.gain, *cosines = args.cos, *sines = args.sin;
+  const float* second_gain = gain + gain_parts(args.rotary, false).second;
   for_blocks(half, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
     Pair low = load(x + i, count), high = load(x + half + i, count);
     if constexpr (normalised) {
-      low = scaled(low, inverse, args.gain + i);
+      low = scaled(low, inverse, gain + i);
       high = scaled(high, inverse, second_gain + i);
     }
-    const Pair cosine = load(args.cos + i), sine = load(args.sin + i);
+    const Pair cosine = load(cosines + i), sine = load(sines + i);
     turn(low.a, high.a, cosine.a, sine.a);
     turn(low.b, high.b, cosine.b, sine.b);
     put(out + i, low, count, past_caches);

@@ -140,6 +140,7 @@ struct MomentsArgs {
 struct ChannelArgs {
   Dtype dtype;
   Activation activation;
+  bool stream;
   const char* x;
   char* out;
   int64_t count;
@@ -158,6 +159,7 @@ struct LastMomentsArgs {
 struct LastApplyArgs {
   Dtype dtype;
   Activation activation;
+  bool stream;
   const char* x;
   int64_t x_step;
   char* out;

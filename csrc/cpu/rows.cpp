@@ -212,9 +212,11 @@ RowPlan::Run RowPlan::run_at(int64_t row, int64_t end) const {
 }
 
 bool should_stream(int64_t moved_bytes, const void* out, int64_t row_bytes) {
+  // Beyond 32 MiB moved, one core's share of any last-level cache is exceeded: 8 MiB copied at 20 GB/s, 24 MiB at 9
+  // on a machine that reports 260 MiB of it.
   static const int64_t threshold = [] {
-    const long last_level = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    return last_level > 0 ? static_cast<int64_t>(last_level) : int64_t{32} << 20;
+    const int64_t last_level = sysconf(_SC_LEVEL3_CACHE_SIZE), most = int64_t{32} << 20;
+    return last_level > 0 ? std::min(last_level, most) : most;
   }();
   return moved_bytes > threshold && row_bytes % 64 == 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0;
 }

@@ -85,15 +85,30 @@ SGL_INLINE float sum(F v) {
 #endif
 }
 
-SGL_INLINE F load_vector(const float* from) {
-  F v;
-  __builtin_memcpy(&v, from, sizeof v);
-  return v;
-}
-
 SGL_INLINE float square_root(float value) { return __builtin_sqrtf(value); }
 
-// 1 / v to fp32 accuracy for v in [1, 2^126], NaN kept. The 512-bit division costs 16 cycles, this 3 operations.
+// The nearer of x and the limit; NaN stays NaN.
+SGL_INLINE F at_least(F x, float limit) {
+#if defined(__AVX512F__)
+  return _mm512_max_ps(_mm512_set1_ps(limit), x);
+#elif defined(__AVX2__)
+  return _mm256_max_ps(_mm256_set1_ps(limit), x);
+#else
+  return x < limit ? splat(limit) : x;
+#endif
+}
+
+SGL_INLINE F at_most(F x, float limit) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(_mm512_set1_ps(limit), x);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(_mm256_set1_ps(limit), x);
+#else
+  return x > limit ? splat(limit) : x;
+#endif
+}
+
+// 1 / v for v in [1, 2^126]. exact: to fp32 accuracy, else within 2^-14. The 512-bit division costs 16 cycles.
 template <bool exact>
 SGL_INLINE F reciprocal(F v) {
 #if defined(__AVX512F__)
@@ -104,6 +119,27 @@ SGL_INLINE F reciprocal(F v) {
   return fma(guess, splat(1.0f) - v * guess, guess);
 #else
   return 1.0f / v;
+#endif
+}
+
+// 2^t within 4e-6, for every t: 0 or next to it for -inf, infinity for +inf. NaN may become anything.
+SGL_INLINE F quick_power(F t) {
+#if defined(__AVX512DQ__)
+  const F f = _mm512_reduce_ps(t, _MM_FROUND_TO_NEG_INF);  // t - floor(t), and 0 of infinities
+  F p = fma(splat(0.01353416778f), f, splat(0.05201146007f));
+  p = fma(p, f, splat(0.2414427549f));
+  p = fma(p, f, splat(0.6930038333f));
+  p = fma(p, f, splat(1.000002623f));
+  return _mm512_scalef_ps(p, t);  // p * 2^floor(t)
+#else
+  const F tame = at_least(t, -126.0f), magic = splat(12582912.0f);
+  const F whole = tame + magic;  // 1.5 * 2^23 + n: n in the low bits
+  const F f = tame - (whole - magic);
+  F p = fma(splat(9.570005350e-3f), f, splat(5.591868237e-2f));
+  p = fma(p, f, splat(0.2402475327f));
+  p = fma(p, f, splat(0.6931217313f));
+  p = fma(p, f, splat(0.9999992848f));
+  return t >= 126.0f ? splat(__builtin_inff()) : (F)((U)p + ((U)whole << 23));
 #endif
 }
 
@@ -146,16 +182,36 @@ struct Raw<float> {
   F a, b;
 };
 
+// Vector by vector: gcc 12 keeps an aggregate that memcpy filled on the stack, two dead stores per block.
+template <class V>
+SGL_INLINE V read_vector(const void* from) {
+  V v;
+  __builtin_memcpy(&v, from, sizeof v);
+  return v;
+}
+
+template <class V>
+SGL_INLINE void write_vector(void* to, V v) {
+  __builtin_memcpy(to, &v, sizeof v);
+}
+
 template <class T>
 SGL_INLINE Raw<T> read(const T* from) {
-  Raw<T> raw;
-  __builtin_memcpy(&raw, from, sizeof raw);
-  return raw;
+  if constexpr (kHalf<T>) {
+    return {read_vector<U>(from)};
+  } else {
+    return {read_vector<F>(from), read_vector<F>(from + kLanes)};
+  }
 }
 
 template <class T>
 SGL_INLINE void write(T* to, Raw<T> raw) {
-  __builtin_memcpy(to, &raw, sizeof raw);
+  if constexpr (kHalf<T>) {
+    write_vector(to, raw.bits);
+  } else {
+    write_vector(to, raw.a);
+    write_vector(to + kLanes, raw.b);
+  }
 }
 
 // The first `count` elements, 0 < count < kBlock; the rest read as zero and are not written.
@@ -195,22 +251,26 @@ SGL_INLINE void write(T* to, Raw<T> raw, int64_t count) {
 }
 #endif
 
+SGL_INLINE void stream_vector(void* to, U v) {
+#if defined(__AVX512F__)
+  _mm512_stream_si512(static_cast<__m512i*>(to), (__m512i)v);
+#elif defined(__AVX2__)
+  _mm256_stream_si256(static_cast<__m256i*>(to), (__m256i)v);
+#elif defined(__x86_64__)
+  _mm_stream_si128(static_cast<__m128i*>(to), (__m128i)v);
+#else
+  write_vector(to, v);
+#endif
+}
+
 // Past the caches: `to` is aligned to the vector.
 template <class T>
 SGL_INLINE void stream(T* to, Raw<T> raw) {
-  U parts[sizeof(Raw<T>) / sizeof(U)];
-  __builtin_memcpy(parts, &raw, sizeof raw);
-  for (unsigned i = 0; i < sizeof(Raw<T>) / sizeof(U); ++i) {
-    char* place = reinterpret_cast<char*>(to) + i * sizeof(U);
-#if defined(__AVX512F__)
-    _mm512_stream_si512(reinterpret_cast<__m512i*>(place), (__m512i)parts[i]);
-#elif defined(__AVX2__)
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(place), (__m256i)parts[i]);
-#elif defined(__x86_64__)
-    _mm_stream_si128(reinterpret_cast<__m128i*>(place), (__m128i)parts[i]);
-#else
-    __builtin_memcpy(place, &parts[i], sizeof(U));
-#endif
+  if constexpr (kHalf<T>) {
+    stream_vector(to, raw.bits);
+  } else {
+    stream_vector(to, (U)raw.a);
+    stream_vector(to + kLanes, (U)raw.b);
   }
 }
 
@@ -222,15 +282,17 @@ SGL_INLINE void finish_streaming() {
 
 // ---- conversion -------------------------------------------------------------------------------------------------
 
-// To bf16 with ties to even, the result in the upper halves. A NaN that arithmetic made has its quiet bit up there,
-// so leaving the rounding out keeps it NaN; rounding could carry it into the sign.
+// To bf16 with ties to even, the result in the upper halves. NaN stays NaN without a test because no NaN here has all
+// upper bits set and a low bit too, which alone could carry into the sign: rows of bf16 have zeros below, arithmetic
+// makes 0x7fc00000, and prepared parameters are cleaned (kernel_common.h).
 SGL_INLINE U round_to_bf16(F v) {
   const U bits = (U)v;
-  const U bump = 0x7fffu + ((bits >> 16) & 1u);
 #if defined(__AVX512F__)
-  return (U)_mm512_mask_add_epi32((__m512i)bits, _mm512_cmp_ps_mask(v, v, _CMP_ORD_Q), (__m512i)bits, (__m512i)bump);
+  const __m512i up = (__m512i)(bits + 0x7fffu);
+  const __mmask16 odd = _mm512_test_epi32_mask((__m512i)bits, _mm512_set1_epi32(0x10000));
+  return (U)_mm512_mask_add_epi32(up, odd, up, _mm512_set1_epi32(1));
 #else
-  return bits + (bump & (U)(v == v));
+  return bits + 0x7fffu + ((bits >> 16) & 1u);
 #endif
 }
 
