@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from sgl_kernels.core.op import Case, Op
 from sgl_kernels.core.packages import installed_version
 from sgl_kernels.core.registry import Registry
 from sgl_kernels.core.verdict import Rejected
+from sgl_kernels.tools.bench_results import cpu_name
 from sgl_kernels.tools.parity import run_cell, verdict
 from sgl_kernels.tools.report import Table, markdown_table
 
@@ -42,6 +44,12 @@ class Evidence:
     date: str
 
 
+def device_name(device: torch.device) -> str:
+    """'Intel Xeon (cpu:avx512)', 'NVIDIA H200 (cuda:sm90)'."""
+    found = probe(device)
+    return str(dataclasses.replace(found, name=cpu_name()) if found.platform == "cpu" else found)
+
+
 def load_evidence(path: Path) -> list[Evidence]:
     """What earlier runs saw, on this machine and on others."""
     if not path.is_file():
@@ -66,13 +74,19 @@ def runnable(source: Registry, device: torch.device) -> list[tuple[Op, Implement
     ]
 
 
+def smoke_cases(op: Op) -> list[Case]:
+    """The cases for a first look; the first of all where none is marked so."""
+    cases = [case for case in op.cases() if "smoke" in case.tags]
+    return cases or [case for case in op.cases() if "test" in case.tags][:1]
+
+
 def accepted(
     op: Op, implementation: Implementation, device: torch.device, source: Registry
 ) -> Iterator[tuple[Case, torch.dtype]]:
     """The smoke cases that an implementation takes here."""
     where = probe(device)
-    for case in op.cases():
-        for dtype in case.dtypes if "smoke" in case.tags else ():
+    for case in smoke_cases(op):
+        for dtype in case.dtypes:
             args = op.canonical(*case.make(device, dtype))
             if verdict(op, implementation, args, where, installed_version) is not None:
                 continue
@@ -88,7 +102,7 @@ def gather(
     advance: Callable[[str], object] = lambda text: None,
 ) -> tuple[list[Evidence], list[str]]:
     """Run the smoke cases here and add what was right to what is known; (evidence, failures)."""
-    where, today = str(probe(device)), datetime.date.today().isoformat()
+    where, today = device_name(device), datetime.date.today().isoformat()
     kept = {(e.op, e.backend, e.device): e for e in known if _exists(source, e)}
     problems = []
     for op, implementation in runnable(source, device):
