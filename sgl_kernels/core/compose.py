@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .implementation import Fidelity
 from .log import warn_once
 from .op import Op
 from .policy import OpPolicy
@@ -25,6 +26,10 @@ def composed(run: Run, op: Op, selection: Selection, dispatcher: Dispatcher, cas
     settings = dispatcher.settings
     if implementation.launches_on_current_device and selection.device.platform != "cpu":
         run = _guarded(run)
+    if implementation.fidelity is Fidelity.LOSSY and op.sampled is not None:
+        from .guard import watched
+
+        run = watched(run, op, selection, dispatcher)
     if settings.check:
         run = _checked(run, op)
     if settings.trace.level > 0:

@@ -87,6 +87,12 @@ class Dispatcher:
         self.bound[key] = run
         return run
 
+    def forget(self) -> None:
+        """Drop every binding, so that the next call of each shape is decided anew."""
+        self.bound.clear()
+        self._by_facts.clear()
+        self.selections.clear()
+
     def _resolve(self, op: Op, backend: str | None, facts: Any, device: Device) -> tuple[Selection, Run]:
         while True:
             selection = self.decide(op, backend, facts, device)
@@ -146,7 +152,7 @@ class Dispatcher:
             implementations,
             named=named,
             tuned=self._tuned(op.name, facts, device),
-            broken=self._broken.get(op.name, {}),
+            broken={**self._broken.get(op.name, {}), **self.registry.quarantined(op.name)},
             switched_off=self._switched_off(implementations),
         )
 

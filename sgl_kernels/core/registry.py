@@ -38,6 +38,7 @@ class Registry:
         self._sources: dict[tuple[str, str], str] = {}
         self._loaded: dict[tuple[Implementation, Any], Callable[..., Any] | Rejected] = {}
         self._failures: list[PluginFailure] = []
+        self._quarantined: dict[str, dict[str, Rejected]] = {}
         self._packages = packages
         self._entry_points = entry_points
         self._discovered = not packages and entry_points is None
@@ -105,6 +106,15 @@ class Registry:
         """Backend modules and entry points that could not join."""
         self._discover()
         return tuple(self._failures)
+
+    def quarantine(self, op: str, backend: str, rejected: Rejected) -> None:
+        """Offer (op, backend) to nobody in this process any more."""
+        with self._lock:  # replaced rather than changed, so that readers need no lock
+            self._quarantined[op] = {**self.quarantined(op), backend: rejected}
+
+    def quarantined(self, op: str) -> Mapping[str, Rejected]:
+        """The backends of `op` that were found to give wrong results, and what was wrong."""
+        return self._quarantined.get(op, {})
 
     def loaded(self, implementation: Implementation, config: Any) -> Callable[..., Any] | Rejected:
         """`implementation.load(config)`, remembered; a failure becomes Rejected(LOAD), tried once."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from sgl_kernels.core.op import Cost, Op
 from sgl_kernels.core.registry import registry
 from sgl_kernels.ops import _validate as validate
-from sgl_kernels.ops.attention import cases, reference
+from sgl_kernels.ops.attention import cases, reference, sampling
 
 ALIGNMENTS = ("bottom_right", "top_left")
 _DENSE = (
@@ -271,6 +271,7 @@ ATTENTION = registry.define(
         cost=cost_dense,
         autocast=("q", "k", "v"),
         family="attention",
+        sampled=sampling.sampled,
         doc="softmax(q k^T * scale + mask) v",
     )
 )
@@ -286,6 +287,7 @@ ATTENTION_LSE = registry.define(
         cost=cost_dense,
         autocast=("q", "k", "v"),
         family="attention",
+        sampled=sampling.sampled,
         doc="attention and the natural log-sum-exp of its scores",
     )
 )

@@ -1,0 +1,101 @@
+"""Watching over lossy backends: some rows of their answers are computed exactly, and a backend that fails is out.
+
+Quantised attention has turned pictures black, or into noise, on whole generations of devices without an error (see
+data/known_bugs.json for those we know of). The check runs at the first call of every shape and at every EVERY-th, and
+costs a few rows of exact attention and one wait for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .implementation import Fidelity
+from .log import warn_once
+from .op import Op
+from .packages import installed_version
+from .policy import OpPolicy
+from .select import select
+from .verdict import Reason, Rejected, Selection
+
+if TYPE_CHECKING:
+    from .dispatch import Dispatcher
+
+EVERY = 256  # a 50-step, 57-block model makes 2,850 attention calls: 12 checks
+
+Run = Callable[..., Any]
+
+
+def watched(run: Run, op: Op, selection: Selection, dispatcher: Dispatcher) -> Run:
+    """`run`, checked now and then; once its backend is out, the exact path answers instead."""
+    registry, backend = dispatcher.registry, selection.chosen
+    calls = 0
+
+    def guarded(*args: Any) -> Any:
+        nonlocal calls
+        if backend in registry.quarantined(op.name):  # found elsewhere in the process: decide anew next time
+            dispatcher.forget()
+            return _exact(op, selection, dispatcher)(*args)
+        out = run(*args)
+        turn, since = divmod(calls, EVERY)
+        calls += 1
+        if since or _is_capturing():
+            return out
+        cause = _fault(op, out, args, turn)
+        if not cause:
+            return out
+        registry.quarantine(op.name, backend, Rejected(Reason.BUG, f"put in quarantine: {cause}"))
+        dispatcher.forget()
+        exact = _exact(op, selection, dispatcher)
+        warn_once(
+            f"quarantine {op.name} {backend}",
+            f"{op.name}: backend {backend!r} is not used any more in this process: {cause}; exact backends answer "
+            "from here on, this call included",
+        )
+        return exact(*args)
+
+    return guarded
+
+
+def _fault(op: Op, out: Any, args: tuple[Any, ...], turn: int) -> str:
+    """What is wrong with an answer, or ''. Inputs that are not finite prove nothing."""
+    assert op.sampled is not None
+    with torch.no_grad():
+        got, want = op.sampled(out, args, turn)
+        if want.numel() == 0 or not bool(torch.isfinite(want).all()):
+            return ""
+        if not bool(torch.isfinite(got).all()):
+            return "it gave values that are not finite, and the exact ones are"
+        size = float(torch.linalg.vector_norm(want))
+        if size == 0.0:
+            size = want.numel() ** 0.5 * 1e-3  # all rows are without keys: next to nothing may come out
+        elif not bool(got.any()):
+            return "it gave zeros"
+        error = float(torch.linalg.vector_norm(got - want)) / size
+    if error > op.lossy_tolerance:
+        return (
+            f"it is {error:.0%} off the exact result of sampled rows, and {op.lossy_tolerance:.0%} is allowed"
+        )
+    return ""
+
+
+def _exact(op: Op, selection: Selection, dispatcher: Dispatcher) -> Run:
+    """The best exact implementation for the facts of `selection`, whatever the policy prefers."""
+    registry = dispatcher.registry
+    left = [i for i in registry.implementations(op.name) if i.fidelity is Fidelity.EXACT]
+    while left:
+        decided = select(op.name, selection.facts, selection.device, installed_version, OpPolicy(), left)
+        chosen = next((i for i in left if i.backend == decided.chosen), None)
+        if chosen is None:
+            break
+        found = registry.loaded(chosen, decided.config)
+        if not isinstance(found, Rejected):
+            return found
+        left.remove(chosen)
+    return op.reference
+
+
+def _is_capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
