@@ -1,4 +1,4 @@
-"""Attention in C++ on the CPU: exact in float32, bfloat16 and float16 (csrc/cpu/attention*)."""
+"""Attention in C++ on the CPU (csrc/cpu/attention*): cpu is exact, sage_cpu multiplies bytes (LOSSY)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgl_kernels.backends._attention import default_scale
+from sgl_kernels.backends._attention import default_scale, feature
 from sgl_kernels.backends._order import rank
-from sgl_kernels.core.implementation import Implementation
+from sgl_kernels.core.implementation import Fidelity, Implementation
 from sgl_kernels.core.requires import FLOATS, Requires
+from sgl_kernels.core.verdict import Rejected
 
 CAUSAL = {"bottom_right": 1, "top_left": 2}
 MASK_DTYPES = (torch.bool, torch.float32, torch.bfloat16, torch.float16)
@@ -78,18 +79,51 @@ def _load_attention_varlen(config: Any) -> Callable[..., Tensor]:
     return run
 
 
-IMPLEMENTATIONS = tuple(
+def _load_sage(config: Any) -> Callable[..., Tensor]:
+    sage_attention = _op("sage_attention")
+
+    def run(
+        q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool, causal_alignment: str,
+        scale: float | None, window_left: int, window_right: int, softcap: float,
+    ) -> Tensor:  # fmt: skip
+        causal = CAUSAL[causal_alignment] if is_causal else 0  # softcap was turned away
+        mask, factor = _readable(attn_mask), default_scale(q, scale)
+        out: Tensor = sage_attention(q, k, v, mask, causal, factor, window_left, window_right, True)
+        return out
+
+    return run
+
+
+def _sage_rejects(facts: Any) -> Rejected | None:
+    return feature("softcap is not supported on quantised scores") if facts.softcap else None
+
+
+CPU = Requires(platforms=frozenset({"cpu"}), dtypes=FLOATS)
+
+IMPLEMENTATIONS = (
+    *(
+        Implementation(
+            op=op,
+            backend="cpu",
+            load=load,
+            requires=CPU,
+            rank=rank("cpu", "attention"),
+            doc="blocked online softmax in C++: AVX-512 (BF16 dot on AMD), AVX2, SSE2 or NEON",
+        )
+        for op, load in (
+            ("attention", _load_attention),
+            ("attention_lse", _load_attention_lse),
+            ("attention_varlen", _load_attention_varlen),
+        )
+    ),
     Implementation(
-        op=op,
-        backend="cpu",
-        load=load,
-        requires=Requires(platforms=frozenset({"cpu"}), dtypes=FLOATS),
-        rank=rank("cpu", "attention"),
-        doc="blocked online softmax in C++: AVX-512 (BF16 dot on AMD), AVX2, SSE2 or NEON",
-    )
-    for op, load in (
-        ("attention", _load_attention),
-        ("attention_lse", _load_attention_lse),
-        ("attention_varlen", _load_attention_varlen),
-    )
+        op="attention",
+        backend="sage_cpu",
+        load=_load_sage,
+        requires=CPU,
+        rejects=_sage_rejects,
+        rank=rank("sage_cpu", "attention"),
+        fidelity=Fidelity.LOSSY,
+        doc="int8 Q, K, weights and V in C++ (vpdpbusd): K smoothed, one scale per token",
+    ),
 )
