@@ -15,7 +15,7 @@ namespace {
 
 constexpr int64_t kDirectRows = 4;   // digit rows up to which the weight is decoded in registers
 constexpr int64_t kChunkBlocks = 32;  // blocks of k decoded at once: 16 KB of weights and 4 KB of scales, in L1
-constexpr int64_t kPrefetch = 4 * kBlockBytes;
+constexpr int64_t kPrefetch = 12 * kBlockBytes;
 
 struct FreeBuffer {
   void operator()(uint8_t* p) const { ::operator delete[](p, std::align_val_t{64}); }

@@ -110,7 +110,9 @@ def linear() -> tuple[Case, ...]:
         Case("mxfp4.int8", _linear((6,), 48, 96, "int8", fmt="mxfp4")),
     ]
     bench = [
-        Case(f"{activation}.m{m}n{n}k{k}", _linear((m,), n, k, activation, layout="cpu_packed"), BENCH, (torch.bfloat16,))
+        Case(
+            f"{activation}.m{m}n{n}k{k}", _linear((m,), n, k, activation, layout="cpu_packed"), BENCH, (torch.bfloat16,)
+        )
         for activation in ("bf16", "int8", "nvfp4")
         for m, n, k in (
             (1, 3072, 3072), (1, 12288, 3072), (4, 3072, 3072), (16, 3072, 3072), (64, 3072, 3072),
