@@ -2,7 +2,7 @@
 #pragma once
 
 #include "kernels.h"
-#include "vec.h"
+#include "vec_convert.h"
 
 namespace sgl_kernels {
 namespace SGL_ISA {

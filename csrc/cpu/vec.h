@@ -1,4 +1,5 @@
-// The only file of the norm-like kernels that knows the instruction set: vectors of fp32, loads, stores, conversions.
+// Vectors of fp32 for the norm-like kernels: lanes, order, raw loads and stores. With vec_convert.h, the only file
+// that knows the instruction set.
 //
 // A kernel body includes this file and is compiled once per instruction set, each time in the namespace SGL_ISA, so
 // no symbol of one level can replace a symbol of another. Nothing here includes a header with inline functions of
@@ -40,7 +41,7 @@ struct Pair {
 
 // Storage types. A block of bf16 is kept as its even elements and its odd elements (two bit operations to load, three
 // to store, no shuffle), a block of anything else as its first and its second half. "Block order" names that order:
-// whatever meets a bf16 row, a weight say, is brought into it once, by in_block_order.
+// whatever meets a bf16 row, a weight say, is brought into it once (kernel_common.h).
 struct Bf16 {
   uint16_t bits;
 };
@@ -278,163 +279,6 @@ SGL_INLINE void finish_streaming() {
 #if defined(__x86_64__)
   _mm_sfence();
 #endif
-}
-
-// ---- conversion -------------------------------------------------------------------------------------------------
-
-// To bf16 with ties to even, the result in the upper halves. NaN stays NaN without a test because no NaN here has all
-// upper bits set and a low bit too, which alone could carry into the sign: rows of bf16 have zeros below, arithmetic
-// makes 0x7fc00000, and prepared parameters are cleaned (kernel_common.h).
-SGL_INLINE U round_to_bf16(F v) {
-  const U bits = (U)v;
-#if defined(__AVX512F__)
-  const __m512i up = (__m512i)(bits + 0x7fffu);
-  const __mmask16 odd = _mm512_test_epi32_mask((__m512i)bits, _mm512_set1_epi32(0x10000));
-  return (U)_mm512_mask_add_epi32(up, odd, up, _mm512_set1_epi32(1));
-#else
-  return bits + 0x7fffu + ((bits >> 16) & 1u);
-#endif
-}
-
-SGL_INLINE float fp16_to_float(uint16_t half) {
-#if defined(__aarch64__)
-  __fp16 value;
-  __builtin_memcpy(&value, &half, sizeof value);
-  return value;
-#else
-  // The exponent moves by 112; subnormals come right by a multiplication, inf and NaN by a second move.
-  const uint32_t magnitude = half & 0x7fffu;
-  uint32_t bits = magnitude << 13;
-  float value;
-  if (magnitude >= 0x7c00u) {
-    bits += 224u << 23;
-    __builtin_memcpy(&value, &bits, sizeof value);
-  } else {
-    __builtin_memcpy(&value, &bits, sizeof value);
-    value *= 0x1p112f;
-  }
-  return half & 0x8000u ? -value : value;
-#endif
-}
-
-SGL_INLINE uint16_t float_to_fp16(float value) {
-#if defined(__aarch64__)
-  const __fp16 half = static_cast<__fp16>(value);
-  uint16_t bits;
-  __builtin_memcpy(&bits, &half, sizeof bits);
-  return bits;
-#else
-  uint32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof bits);
-  const uint32_t sign = (bits >> 16) & 0x8000u;
-  bits &= 0x7fffffffu;
-  if (bits > 0x7f800000u) {
-    return static_cast<uint16_t>(sign | 0x7e00u);
-  }
-  if (bits >= 0x477ff000u) {  // 65520 and above round to infinity
-    return static_cast<uint16_t>(sign | 0x7c00u);
-  }
-  if (bits < 0x38800000u) {  // below 2^-14: adding 0.5 aligns the subnormal and rounds it to even
-    float shifted;
-    __builtin_memcpy(&shifted, &bits, sizeof shifted);
-    shifted += 0.5f;
-    __builtin_memcpy(&bits, &shifted, sizeof bits);
-    return static_cast<uint16_t>(sign | (bits - 0x3f000000u));
-  }
-  bits += 0xc8000fffu + ((bits >> 13) & 1u);
-  return static_cast<uint16_t>(sign | (bits >> 13));
-#endif
-}
-
-#if !defined(__F16C__)
-// Out of line: inlined into every loop they would make half of the library.
-static __attribute__((noinline)) void fp16_to_floats(const uint16_t* half, float* value) {
-  for (int i = 0; i < kBlock; ++i) {
-    value[i] = fp16_to_float(half[i]);
-  }
-}
-
-static __attribute__((noinline)) void floats_to_fp16(const float* value, uint16_t* half) {
-  for (int i = 0; i < kBlock; ++i) {
-    half[i] = float_to_fp16(value[i]);
-  }
-}
-#endif
-
-SGL_INLINE Pair widen(Raw<float> raw) { return {raw.a, raw.b}; }
-SGL_INLINE Pair widen(Raw<Bf16> raw) { return {(F)(raw.bits << 16), (F)(raw.bits & 0xffff0000u)}; }
-SGL_INLINE Pair widen(Raw<Fp16> raw) {
-#if defined(__AVX512F__)
-  const __m512i bits = (__m512i)raw.bits;
-  return {_mm512_cvtph_ps(_mm512_castsi512_si256(bits)), _mm512_cvtph_ps(_mm512_extracti64x4_epi64(bits, 1))};
-#elif defined(__F16C__)
-  const __m256i bits = (__m256i)raw.bits;
-  return {_mm256_cvtph_ps(_mm256_castsi256_si128(bits)), _mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1))};
-#else
-  uint16_t half[kBlock];
-  float value[kBlock];
-  __builtin_memcpy(half, &raw, sizeof half);
-  fp16_to_floats(half, value);
-  Pair v;
-  __builtin_memcpy(&v, value, sizeof v);
-  return v;
-#endif
-}
-
-template <class T>
-SGL_INLINE Raw<T> narrow(Pair v) {
-  if constexpr (sizeof(T) == 4) {
-    return {v.a, v.b};
-  } else if constexpr (kEvenOdd<T>) {
-    return {(round_to_bf16(v.a) >> 16) | (round_to_bf16(v.b) & 0xffff0000u)};
-  } else {
-#if defined(__AVX512F__)
-    const __m256i low = _mm512_cvtps_ph(v.a, _MM_FROUND_TO_NEAREST_INT);
-    return {(U)_mm512_inserti64x4(_mm512_castsi256_si512(low), _mm512_cvtps_ph(v.b, _MM_FROUND_TO_NEAREST_INT), 1)};
-#elif defined(__F16C__)
-    const __m128i low = _mm256_cvtps_ph(v.a, _MM_FROUND_TO_NEAREST_INT);
-    return {(U)_mm256_inserti128_si256(_mm256_castsi128_si256(low),
-                                       _mm256_cvtps_ph(v.b, _MM_FROUND_TO_NEAREST_INT), 1)};
-#else
-    float value[kBlock];
-    uint16_t half[kBlock];
-    __builtin_memcpy(value, &v, sizeof v);
-    floats_to_fp16(value, half);
-    Raw<T> raw;
-    __builtin_memcpy(&raw, half, sizeof half);
-    return raw;
-#endif
-  }
-}
-
-template <class T>
-SGL_INLINE Pair load(const T* from) {
-  return widen(read(from));
-}
-
-// A whole block, or its first `count` elements where fewer remain; the others are zero.
-template <class T>
-SGL_INLINE Pair load(const T* from, int64_t count) {
-  return widen(count >= kBlock ? read(from) : read(from, count));
-}
-
-template <class T>
-SGL_INLINE void store(T* to, Pair v, int64_t count) {
-  if (count >= kBlock) {
-    write(to, narrow<T>(v));
-  } else {
-    write(to, narrow<T>(v), count);
-  }
-}
-
-// Two sequential vectors of any storage, brought into the block order of T.
-template <class T>
-SGL_INLINE Pair in_block_order(Pair v) {
-  if constexpr (kEvenOdd<T>) {
-    return even_odd(v);
-  } else {
-    return v;
-  }
 }
 
 }  // namespace SGL_ISA
