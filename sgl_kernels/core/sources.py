@@ -146,13 +146,13 @@ PLATFORM = (
     ),
     *_section(
         "ROCm (AMD GPUs)",
-        _row("SGLANG_USE_ROCM_VAE", "rocm.vae", "bool", False, "Use AITer's GroupNorm in the VAE"),
-        _row(
+        _now("SGLANG_USE_ROCM_VAE", "rocm.vae", "bool", False, "Use AITER's GroupNorm in applied VAEs"),
+        _now(
             "SGLANG_USE_ROCM_CUDNN_BENCHMARK",
             "rocm.cudnn_benchmark",
             "bool",
             False,
-            "Let MIOpen search for the fastest convolutions of the VAE",
+            "Let MIOpen search for the fastest convolutions of applied VAEs, and of nothing else",
         ),
     ),
 )

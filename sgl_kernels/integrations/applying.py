@@ -14,6 +14,7 @@ from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.log import warn_once
 from sgl_kernels.integrations import diffusers as in_diffusers
 from sgl_kernels.integrations import norms as replace
+from sgl_kernels.integrations import rocm_vae
 from sgl_kernels.integrations import transformers as in_transformers
 from sgl_kernels.integrations.modules import (
     Hook,
@@ -97,6 +98,8 @@ def _apply_to(
             layers.append(path)
     if norms:
         _pair_silu(root)
+    if rocm_vae.wanted(root, current().settings):
+        rocm_vae.tune_convolutions(root)
     if attention and in_transformers.applies_to(root):
         layers += in_transformers.hook(root, prefix, backend)
     return layers, swapped
@@ -108,6 +111,7 @@ def remove(model: Any) -> None:
         for _, root in _roots(model):
             if in_transformers.applies_to(root):
                 in_transformers.unhook(root)
+            rocm_vae.release(root)
             for _, module in root.named_modules():
                 detach(module)
 
