@@ -96,7 +96,9 @@ def _python(code: str) -> str:
     return done.stdout
 
 
-VENDORS = "flash_attn flash_attn_interface sageattention flashinfer aiter mlx triton xformers torch_npu diffusers"
+VENDORS = (
+    "flash_attn flash_attn_interface sageattention flashinfer aiter mlx triton xformers torch_npu diffusers"
+)
 
 
 def test_importing_the_package_imports_no_vendor_and_reads_no_environment():

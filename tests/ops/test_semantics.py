@@ -178,7 +178,7 @@ def test_the_flash_drop_ins():
     )
     close(again, packed)
     assert lse.shape == (4, 6)
-    with pytest.raises(ValueError, match="dropout_p is 0.1"):
+    with pytest.raises(ValueError, match=r"dropout_p is 0.1"):
         sgl_kernels.flash_attn_func(q, k, v, 0.1)
     with pytest.raises(ValueError, match="block_table"):
         sgl_kernels.flash_attn_varlen_func(q[0], k[0], v[0], starts, starts, 4, 4, block_table=starts)
