@@ -9,6 +9,7 @@ from typing import Any
 
 from sgl_kernels.tools import bench_dispatch
 from sgl_kernels.tools.bench import COMPILED, EAGER
+from sgl_kernels.tools.bench_goals import compare
 from sgl_kernels.tools.bench_results import ceilings_table, geometric_mean, is_result, load
 from sgl_kernels.tools.parity import FLOOR
 from sgl_kernels.tools.report import Table, markdown_table
@@ -26,6 +27,13 @@ bounds the case. Relative L2 is against the definition in float64.
 
 Measure your own machine with `sgl-kernels bench --out benchmarks/results/NAME/FAMILY.json`, and draw the pictures
 with `sgl-kernels plots`."""
+
+
+GOALS_NOTE = (
+    "Ratios to the op as people spell it in plain torch (for attention: torch's SDPA), set from a prototype on one "
+    "core of a Zen 5 server with BF16 dot products. Without those (`vdpbf16ps`), bf16 arithmetic runs at the rate of "
+    "float32, and a goal that rests on them says so."
+)
 
 
 def render(results: Path) -> str:
@@ -59,6 +67,9 @@ def _machine(folder: Path) -> str:
             markdown_table(bench_dispatch.table(data)),
             bench_dispatch.table(data).note,
         ]
+    goals = compare([row for _, document in documents for row in document["results"]], machine["arch"])
+    if goals.rows:
+        parts += ["### Goals", GOALS_NOTE, markdown_table(goals)]
     for path, document in documents:
         parts += _family(path, document)
     return "\n\n".join(parts)

@@ -214,3 +214,15 @@ def test_plots_are_drawn(tmp_path):
     done = CliRunner().invoke(app, ["plots", "--results", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_goals_are_compared_with_what_was_measured():
+    from sgl_kernels.tools.bench_goals import compare
+
+    met = {**result(12.0, "4096x12288"), "op": "gelu_tanh"}
+    missed = {**result(2.0, "dit1k.s1024h24d64"), "op": "attention"}
+    rows = compare([met, missed], "avx512").rows
+    verdicts = {str(row[0]): str(row[-1]) for row in rows}
+    assert verdicts["gelu_tanh 4096x12288"] == "yes"
+    assert verdicts["attention, head_dim 64 and more"] == "no: needs avx512bf16"
+    assert [str(row[-1]) for row in compare([missed], "avx512bf16").rows] == ["no"]
