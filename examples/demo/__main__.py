@@ -70,7 +70,7 @@ def main() -> None:
             repeats=options.repeats,
             progress=show,
         )
-        embedded = sentences.run(repeats=4 * options.repeats, progress=show)
+        embedded = sentences.run(repeats=2 * options.repeats, progress=show)
     where = (
         f"sgl_kernels {sgl_kernels.__version__}, torch {torch.__version__}, {torch.get_num_threads()} threads, "
         f"{platform.machine()} {platform.system()}"

@@ -15,6 +15,7 @@ from torch import nn
 from torch.compiler import is_compiling
 
 from sgl_kernels.core.dispatch import _ACTIVE, Dispatcher, current
+from sgl_kernels.core.log import warn_once
 from sgl_kernels.core.settings import Scope
 from sgl_kernels.integrations import torch_hook
 
@@ -83,6 +84,7 @@ class Hook:
         if not self.active:
             return self.stock(*args, **kwargs)
         if is_compiling():
+            _tell_compiled(self.backend)
             torch_hook._state.tracing += 1
             try:
                 return self.stock(*args, **kwargs)
@@ -101,6 +103,7 @@ class Hook:
         if not self.active or self.replacement is None or _any_autocast():
             return self.stock(*args, **kwargs)
         if is_compiling():
+            _tell_compiled(self.backend)
             return self.replacement(self.module, *args, **kwargs)
         token = self.enter()
         try:
@@ -113,6 +116,17 @@ class Hook:
         if self.previous is not None:
             return self.previous(*args, **kwargs)
         return self.own(self.module, *args, **kwargs)
+
+
+@torch.compiler.assume_constant_result  # runs while dynamo traces, and leaves nothing in the graph
+def _tell_compiled(backend: str | None) -> bool:
+    if backend is not None or any(rule.role or rule.layer for rule in current().settings.rules):
+        warn_once(
+            "integrations.compiled",
+            "apply: the model is compiled, and compiled code does not see rules by role or layer, nor "
+            f"apply(backend={backend!r}); choose with sgl_kernels.use(...) around the compiled call",
+        )
+    return True
 
 
 def leave(token: Any) -> None:

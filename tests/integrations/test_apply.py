@@ -338,3 +338,19 @@ def test_any_torch_module() -> None:
         assert torch.allclose(model(x), want, atol=1e-5)
     assert applied.attention == ("",) and applied.norms == ("norm",)
     assert sorted(e.op for e in recorder.report().entries) == ["attention", "layer_norm"]
+
+
+@torch.no_grad()
+def test_a_choice_that_compiled_code_cannot_see_is_said_once(
+    twins: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sgl_kernels.core.log._seen", set())
+    model, run = tiny.dit()
+    want = run(model)
+    torch._dynamo.reset()
+    with sgl_kernels.apply(model, backend="twin_a"):
+        have = run(torch.compile(model, backend="aot_eager", fullgraph=True))
+    torch._dynamo.reset()
+    assert torch.allclose(have, want, rtol=1e-4, atol=1e-4)
+    said = [r.getMessage() for r in caplog.records if "compiled code does not see" in r.getMessage()]
+    assert len(said) == 1 and "apply(backend='twin_a')" in said[0]
