@@ -226,3 +226,6 @@ def test_goals_are_compared_with_what_was_measured():
     assert verdicts["gelu_tanh 4096x12288"] == "yes"
     assert verdicts["attention, head_dim 64 and more"] == "no: needs avx512bf16"
     assert [str(row[-1]) for row in compare([missed], "avx512bf16").rows] == ["no"]
+    near = {**result(2.0, "4096x12288"), "op": "silu_mul"}
+    near["candidates"][0]["percent"] = 93.0
+    assert str(compare([near], "avx512").rows[0][-1]) == "no: at the machine's bandwidth"
