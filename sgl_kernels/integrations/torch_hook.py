@@ -81,13 +81,13 @@ def scaled_dot_product_attention(
             finally:
                 _who.reset(token)
     onwards = _state.previous
-    token = None
+    guard = None
     if onwards is not _torch_sdpa and not is_compiling():
         # Another library's patch. It may have wrapped this function, and lead back here: then torch serves.
         if _who.get() is _ONWARDS:
             onwards = _torch_sdpa
         else:
-            token = _who.set(_ONWARDS)
+            guard = _who.set(_ONWARDS)
     try:
         return onwards(  # type: ignore[no-any-return]
             query,
@@ -100,8 +100,8 @@ def scaled_dot_product_attention(
             enable_gqa=enable_gqa,
         )
     finally:
-        if token is not None:
-            _who.reset(token)
+        if guard is not None:
+            _who.reset(guard)
 
 
 def install() -> None:
