@@ -56,7 +56,7 @@ def npu_fusion_attention(
     weights = torch.exp(scores - top)
     total = weights.sum(-1, keepdim=True)
     out = (weights / total @ v).transpose(1, 2).to(query.dtype).contiguous()
-    return out, top.repeat(1, 1, 1, 8), total.repeat(1, 1, 1, 8), query.new_empty(0), 0, 0, 0
+    return out, torch.cat([top] * 8, -1), torch.cat([total] * 8, -1), query.new_empty(0), 0, 0, 0
 
 
 def npu_rms_norm(self: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor]:
