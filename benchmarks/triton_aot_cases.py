@@ -91,6 +91,7 @@ def _attention_cases() -> list[Case]:
         Case("attention/d128.fp32.everything", partial(_attention, head_dim=128, dtype=F32, **EVERYTHING)),
         Case("attention/d128.bool_mask", partial(_attention, head_dim=128, mask=torch.bool)),
         Case("attention/d128.varlen.causal", partial(_varlen, head_dim=128, is_causal=True)),
+        Case("attention/d40", partial(_attention, head_dim=40)),
         Case("attention/d72.fp16", partial(_attention, head_dim=72, dtype=F16)),
         Case("attention/d192.v128", partial(_attention, head_dim=192, head_dim_v=128)),
         Case("attention/d64.int8", partial(_int8, head_dim=64)),

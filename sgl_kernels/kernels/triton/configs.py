@@ -58,8 +58,9 @@ class TileConfig:
 
 A = AttentionConfig
 # family -> kind -> config for head dims up to 64, up to 128, up to 256. Kinds: "half" (16-bit inputs, any causal flag
-# or window), "masked" (16-bit with a mask tensor or a soft cap: a second tile of scores is alive), "fp32". None: no
-# tile is free of spills, the backend declines.
+# or window), "masked" (16-bit with a mask tensor or a soft cap: a second tile of scores is alive), "fp32"; "padded"
+# (16-bit, head dim not a power of two, so every load is masked) where those need other tiles than "half". None: no tile
+# is free of spills, the backend declines.
 ATTENTION: dict[str, dict[str, tuple[A | None, A | None, A | None]]] = {
     # A100, 164 KB: mma.sync; 8 warps, because 4 hold 128 x 64 tiles only with 8 bytes of spills at head dim 64.
     "sm80": {
@@ -67,9 +68,9 @@ ATTENTION: dict[str, dict[str, tuple[A | None, A | None, A | None]]] = {
         "masked": (A(128, 64, 8, 2), A(128, 32, 8, 2), A(64, 64, 8, 1)),
         "fp32": (A(64, 32, 8, 1, "tf32x3"), A(32, 32, 8, 1, "tf32x3"), None),
     },
-    # RTX 30 and 40, 99 KB: the A100's tiles with fewer stages.
+    # RTX 30 and 40, 99 KB: fewer stages, and the tiles of sm120 at head dim 128.
     "sm86": {
-        "half": (A(128, 64, 8, 2), A(128, 64, 8, 2), A(64, 32, 8, 2)),
+        "half": (A(128, 64, 8, 2), A(64, 64, 8, 2), A(64, 32, 8, 2)),
         "masked": (A(128, 64, 8, 1), A(128, 32, 8, 1), A(64, 64, 8, 1)),
         "fp32": (A(64, 32, 8, 1, "tf32x3"), A(32, 32, 8, 1, "tf32x3"), None),
     },
@@ -82,12 +83,13 @@ ATTENTION: dict[str, dict[str, tuple[A | None, A | None, A | None]]] = {
     # B200, 227 KB: tcgen05, accumulators in tensor memory; the mask of a 128 x 128 tile spills 288 bytes.
     "sm100": {
         "half": (A(128, 128, 8, 2), A(128, 64, 8, 3), A(128, 32, 8, 2)),
+        "padded": (A(64, 64, 8, 3), A(64, 64, 8, 3), A(128, 32, 8, 2)),
         "masked": (A(128, 64, 8, 2), A(128, 64, 8, 2), A(64, 32, 8, 2)),
         "fp32": (A(64, 32, 8, 1, "tf32x3"), A(32, 32, 8, 1, "tf32x3"), None),
     },
-    # RTX 50 and RTX PRO, 99 KB: mma.sync again, so the tiles of the RTX 40.
+    # RTX 50 and RTX PRO, 99 KB: mma.sync again; 128 x 64 at head dim 128 with a window spills 56 bytes.
     "sm120": {
-        "half": (A(128, 64, 8, 2), A(128, 64, 8, 2), A(64, 32, 8, 2)),
+        "half": (A(128, 64, 8, 2), A(64, 64, 8, 2), A(64, 32, 8, 2)),
         "masked": (A(128, 64, 8, 1), A(128, 32, 8, 1), A(64, 64, 8, 1)),
         "fp32": (A(64, 32, 8, 1, "tf32x3"), A(32, 32, 8, 1, "tf32x3"), None),
     },
@@ -121,9 +123,11 @@ def attention(
     """The row for a call, `masked` when it has a mask tensor or a soft cap; None when there is no good one."""
     if family not in ATTENTION:
         return INTERPRETER
-    kind = "fp32" if dtype == torch.float32 else "masked" if masked else "half"
     widest = max(head_dim, head_dim_v)
-    return ATTENTION[family][kind][0 if widest <= 64 else 1 if widest <= 128 else 2]
+    padded = bool(head_dim & (head_dim - 1) or head_dim_v & (head_dim_v - 1))
+    kind = "fp32" if dtype == torch.float32 else "masked" if masked else "padded" if padded else "half"
+    rows = ATTENTION[family].get(kind, ATTENTION[family]["half"])
+    return rows[0 if widest <= 64 else 1 if widest <= 128 else 2]
 
 
 def attention_int8(
@@ -134,13 +138,17 @@ def attention_int8(
 
 
 def norm(family: str, width: int) -> NormConfig:
-    """About 16 elements for each thread, so that a row's loads are in flight at once; AMD waves are 64 wide."""
+    """16 elements for each thread, so that a row's loads are in flight at once; AMD waves are 64 wide.
+
+    At most 512 threads: 1024 leave 64 registers each, and the fused norms then spill, as they do with 32 elements for
+    each of 512 (8 bytes on sm_80). Rows wider than 8192 are read three times instead; no diffusion model has them.
+    """
     if family not in ATTENTION:
         return NormConfig(tile=2048, max_block=4096, num_warps=4)
     wave = 64 if family == "cdna" else 32
-    block = min(1 << (width - 1).bit_length(), 16384)
-    threads = min(max(block // 16, 128), 1024)
-    return NormConfig(tile=2048, max_block=16384, num_warps=threads // wave)
+    block = min(1 << (width - 1).bit_length(), 8192)
+    threads = min(max(block // 16, 128), 512)
+    return NormConfig(tile=2048, max_block=8192, num_warps=threads // wave)
 
 
 def group_norm(family: str) -> GroupNormConfig:
