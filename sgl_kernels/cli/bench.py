@@ -120,6 +120,7 @@ def _measure(
     quiet: bool,
 ) -> dict[str, Any]:  # fmt: skip
     import dataclasses
+    import os
 
     from sgl_kernels.tools.bench import measure
     from sgl_kernels.tools.bench_clock import clock_of, retain_memory, threads
@@ -127,6 +128,9 @@ def _measure(
     from sgl_kernels.tools.ceilings import measure_ceilings
 
     allocator = retain_memory()
+    load = (
+        round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+    )  # how busy others kept the machine
     rows, ceilings = [], []
     with _common.progress(len(counts) * (len(work) + 1), "bench", quiet) as advance:
         for count in counts:
@@ -147,7 +151,7 @@ def _measure(
                         options=options,
                     )
                     rows.append(row)
-    settings = {**dataclasses.asdict(options), "pinned": pin, "allocator": allocator}
+    settings = {**dataclasses.asdict(options), "pinned": pin, "allocator": allocator, "load_average": load}
     return document(rows, ceilings, device, settings)
 
 

@@ -81,7 +81,8 @@ def _family(path: Path, document: dict[str, Any]) -> list[str]:
     clock = "CPU time of the one thread" if settings.get("clock") == "cpu" else "wall time"
     parts = [
         f"### {path.stem}",
-        f"Measured {document['date']}: {clock}, allocator {settings.get('allocator', 'system default')}, "
+        f"Measured {document['date']}: {clock}, allocator {settings.get('allocator', 'system default')}, load "
+        f"average at the start {settings.get('load_average', 'not recorded')}, "
         f"file `benchmarks/results/{path.parent.name}/{path.name}`.",
     ]
     picture = path.with_suffix(".png")
