@@ -93,7 +93,11 @@ ORDER: tuple[Row, ...] = (
     *(
         Row(family, group, ("triton", "flashinfer"), "fused in one pass; torch eager takes three to six")
         for family in ("hopper", "blackwell", "blackwell_consumer", "ada", "ampere", "ampere_consumer")
-        for group in ("rope", "modulate", "activation")
+        for group in ("rope", "activation")
+    ),
+    *(
+        Row(family, "modulate", ("triton",), "fused in one pass; torch eager takes three to six")
+        for family in ("hopper", "blackwell", "blackwell_consumer", "ada", "ampere", "ampere_consumer")
     ),
     *(
         Row(family, group, ("triton",), "fused in one pass; torch eager takes three to six")
@@ -106,7 +110,7 @@ ORDER: tuple[Row, ...] = (
     ),
     *(
         Row("apple", group, ("mlx",), "only with SGLANG_USE_MLX=1, which the backend itself checks")
-        for group in ROWWISE
+        for group in ("norm", "rope")
     ),
     *(
         Row("cpu", group, ("cpu",), "benchmarks/results: cpu against torch eager, each op")
