@@ -108,7 +108,7 @@ Layout layout_of(const Problem& p, int32_t rows) {
   l.weights = take(block / Dot::kUnit * kPanel);
   l.key_bias = take(p.mask.data != nullptr ? block : 0);
   l.lane_bias = take(p.mask.data != nullptr ? block * kPanel : 0);
-  l.line = take(round_up(l.channels, kLanes));
+  l.line = take(static_cast<size_t>(kLines) * round_up(l.channels, kLanes));
   l.out = take(static_cast<size_t>(l.panels) * l.channels * kPanel);
   l.total = at;
   return l;

@@ -93,22 +93,29 @@ SGL_INLINE void scatter_channels(const float* line, int channels, size_t block_u
 }
 
 // V: [channel group][unit of keys][channel in group]; a group takes block_units * group elements.
-// line: room for one row, `channels` rounded up to a vector.
+// lines: room for kLines rows of `channels` rounded up to a vector. A few rows are widened before they are scattered:
+// a 16-byte load that straddles two vectors still on their way to the cache waits for both.
+constexpr int kLines = 4;
+
 template <class Dot, Type kType>
-void pack_values(const char* from, int64_t stride, int keys, int dv, int channels, size_t block_units, float* line,
+void pack_values(const char* from, int64_t stride, int keys, int dv, int channels, size_t block_units, float* lines,
                  float* to) {
-  const int units = (keys + Dot::kUnit - 1) / Dot::kUnit;
-  for (int u = 0; u < units; ++u) {
-    const char* row = from + static_cast<int64_t>(u) * Dot::kUnit * stride;
-    for (int c = 0; c < channels; c += kLanes) {
-      if constexpr (Dot::kUnit == 1) {
-        store(line + c, load_elements<Dot, kType>(row, c, dv));
-      } else {
-        const char* second = u * 2 + 1 < keys ? row + stride : nullptr;
-        store(line + c, Dot::interleave(row, second, c, dv));
+  const int units = (keys + Dot::kUnit - 1) / Dot::kUnit, width = round_up(channels, kLanes);
+  for (int u0 = 0; u0 < units; u0 += kLines) {
+    const int u1 = min_int(u0 + kLines, units);
+    for (int u = u0; u < u1; ++u) {
+      const char* row = from + static_cast<int64_t>(u) * Dot::kUnit * stride;
+      float* line = lines + (u - u0) * width;
+      for (int c = 0; c < dv; c += kLanes) {
+        if constexpr (Dot::kUnit == 1) {
+          store(line + c, load_elements<Dot, kType>(row, c, dv));
+        } else {
+          const char* second = u * 2 + 1 < keys ? row + stride : nullptr;
+          store(line + c, Dot::interleave(row, second, c, dv));
+        }
       }
     }
-    scatter_channels(line, channels, block_units, u, to);
+    for (int u = u0; u < u1; ++u) scatter_channels(lines + (u - u0) * width, channels, block_units, u, to);
   }
 }
 
@@ -212,7 +219,15 @@ static inline void store_panel(const Problem& p, char* heads, float* lse, RowWal
       }
       transpose(block);
       const size_t offset = static_cast<size_t>(c) * type_size(p.out_type);
-      for (int i = 0; i < rows; ++i) store_from_float(row[i] + offset, block[i], p.out_type, n);
+      if (rows < kLanes || n < kLanes) {
+        for (int i = 0; i < rows; ++i) store_from_float(row[i] + offset, block[i], p.out_type, n);
+      } else if (p.out_type == Type::f32) {
+        SGL_UNROLL for (int i = 0; i < kLanes; ++i) store(row[i] + offset, block[i]);
+      } else if (p.out_type == Type::bf16) {
+        SGL_UNROLL for (int i = 0; i < kLanes; ++i) store(row[i] + offset, to_bf16(block[i]));
+      } else {
+        SGL_UNROLL for (int i = 0; i < kLanes; ++i) store(row[i] + offset, to_f16(block[i]));
+      }
     }
   }
 }

@@ -26,7 +26,7 @@ static inline SageScratch sage_scratch(const Problem& p, const SageHead& h, int3
   s.scores = take((block + kKeyAlign) * kPanel);
   s.weights = take((block + kKeyAlign) / 4 * kPanel);
   s.values = take(block * h.channels);
-  s.line = take(round_up(h.channels, kLanes));
+  s.line = take(static_cast<size_t>(kLines) * round_up(h.channels, kLanes));
   s.key_bias = take(p.mask.data != nullptr ? block : 0);
   s.lane_bias = take(p.mask.data != nullptr ? block * kPanel : 0);
   s.out = take(panels * h.channels * kPanel);
