@@ -27,7 +27,7 @@ $(VENV)/.installed: $(VENV)/.ready $(SOURCES)
 venv: $(VENV)/.installed  ## the environment: pinned torch, the test tools, this package and its C++ extension
 
 test: venv  ## the whole test suite (what CI runs)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 lint: venv  ## ruff (format and lint), mypy strict, generated docs up to date
 	$(BIN)/ruff format --check .
