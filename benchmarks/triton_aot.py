@@ -159,8 +159,9 @@ def problems(target: str, found: dict[str, dict[str, int]], budget: dict[str, di
     """What is wrong with these resources: spills, too much shared memory, or more than was committed."""
     wrong = []
     for name, used in found.items():
-        if used["spills"]:
-            wrong.append(f"{target} {name}: {used['spills']} spills; choose a smaller tile in configs.py")
+        if used["spills"] or used["stack"]:
+            spilled = f"{used['spills']} spills and {used['stack']} bytes of stack"
+            wrong.append(f"{target} {name}: {spilled}; choose a smaller tile in configs.py")
         if used["shared"] > SHARED_LIMIT[target]:
             wrong.append(
                 f"{target} {name}: {used['shared']} bytes shared, the chip has {SHARED_LIMIT[target]}"

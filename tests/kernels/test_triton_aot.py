@@ -34,7 +34,7 @@ def test_committed_budgets_have_no_spills(target):
     budget = json.loads((RESULTS / f"{target}.json").read_text())
     assert budget["triton"] == _pinned()
     assert len(budget["kernels"]) > 20
-    spilled = {name: used["spills"] for name, used in budget["kernels"].items() if used["spills"]}
+    spilled = [name for name, used in budget["kernels"].items() if used["spills"] or used["stack"]]
     assert not spilled, f"{spilled}: choose smaller tiles in sgl_kernels/kernels/triton/configs.py"
 
 

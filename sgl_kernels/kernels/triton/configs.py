@@ -96,14 +96,19 @@ ATTENTION: dict[str, dict[str, tuple[A | None, A | None, A | None]]] = {
     # MI300, MI350, 64 KB of LDS (160 on gfx950): 512 registers with the accumulators, so 4 waves of 64 hold 128 x 64.
     "cdna": {
         "half": (A(128, 64, 4, 2), A(128, 64, 4, 2), A(128, 32, 8, 1)),
-        "masked": (A(128, 64, 8, 1), A(128, 32, 8, 2), A(64, 32, 4, 2)),
-        "fp32": (A(128, 32, 8, 2), A(64, 32, 4, 1), None),
+        "masked": (A(128, 32, 8, 2), A(128, 32, 8, 2), A(64, 32, 4, 2)),
+        "fp32": (A(64, 32, 4, 1), A(64, 32, 4, 1), None),
     },
     # RX 7000, 256 registers and WMMA operands held twice: small tiles, and none without spills at head dim 256.
     "rdna": {
         "half": (A(64, 32, 4, 1), A(32, 32, 4, 1), None),
+        "padded": (A(64, 32, 4, 1), A(32, 32, 8, 1), None),
         "masked": (A(64, 32, 4, 1), A(32, 32, 4, 1), None),
-        "fp32": (None, None, None),  # no matrix instruction takes fp32: plain FMA tiles spill 300 registers and more
+        "fp32": (
+            None,
+            None,
+            None,
+        ),  # no matrix instruction takes fp32: plain FMA tiles spill 300 registers and more
     },
     # Intel: no compiler for it runs here, so nothing is proven; the small tiles of RDNA are the careful choice.
     "xpu": {
