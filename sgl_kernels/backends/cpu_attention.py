@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sgl_kernels.backends._attention import default_scale, feature
-from sgl_kernels.backends._order import rank
+from sgl_kernels.backends._order import ONLY_WHEN_NAMED, rank
+from sgl_kernels.core.device import Device
 from sgl_kernels.core.implementation import Fidelity, Implementation
 from sgl_kernels.core.requires import FLOATS, Requires
 from sgl_kernels.core.verdict import Rejected
@@ -98,6 +99,23 @@ def _sage_rejects(facts: Any) -> Rejected | None:
     return feature("softcap is not supported on quantised scores") if facts.softcap else None
 
 
+FEW_ROWS = 8
+"""At most this many query rows to a key head run as decoding, without packing."""
+SMALL_FP32 = 48 * 48
+"""Fewer scores to a head than this, in fp32, and torch is faster: benchmarks/notes/cpu_attention.md, tiny shapes
+(16 x 16: 0.63 to 0.82x, 32 x 32: 0.73 to 0.89x, 64 x 64: 1.09x of torch; bf16 and fp16 win from 16 x 16 on)."""
+
+_place = rank("cpu", "attention")
+
+
+def dense_rank(facts: Any, device: Device) -> int:
+    """The order table's place, but behind torch for the few shapes where torch was measured to be faster."""
+    rows = facts.sq * max(1, facts.heads // max(1, facts.kv_heads))
+    if facts.dtype is torch.float32 and rows > FEW_ROWS and facts.sq * facts.sk < SMALL_FP32:
+        return ONLY_WHEN_NAMED
+    return _place(facts, device)
+
+
 CPU = Requires(platforms=frozenset({"cpu"}), dtypes=FLOATS)
 
 IMPLEMENTATIONS = (
@@ -107,13 +125,17 @@ IMPLEMENTATIONS = (
             backend="cpu",
             load=load,
             requires=CPU,
-            rank=rank("cpu", "attention"),
+            rank=placed,
             doc="blocked online softmax in C++: AVX-512 (BF16 dot on AMD), AVX2, SSE2 or NEON",
         )
-        for op, load in (
-            ("attention", _load_attention),
-            ("attention_lse", _load_attention_lse),
-            ("attention_varlen", _load_attention_varlen),
+        for op, load, placed in (
+            ("attention", _load_attention, dense_rank),
+            (
+                "attention_lse",
+                _load_attention_lse,
+                _place,
+            ),  # torch's lse is a chunked composite: never faster
+            ("attention_varlen", _load_attention_varlen, _place),
         )
     ),
     Implementation(

@@ -1,0 +1,40 @@
+"""Where the C++ attention goes first, and where a measurement sends the call to torch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sgl_kernels.backends.cpu_attention import IMPLEMENTATIONS
+from sgl_kernels.core.device import Device
+from sgl_kernels.core.implementation import Fidelity
+from sgl_kernels.ops.attention.spec import dense_facts
+
+DENSE, LSE, VARLEN, SAGE = IMPLEMENTATIONS
+CPU = Device("cpu")
+
+
+def facts(sq, sk, dtype, softcap=0.0):
+    q, k = torch.zeros(1, sq, 4, 16, dtype=dtype), torch.zeros(1, sk, 4, 16, dtype=dtype)
+    return dense_facts(q, k, k, None, False, "bottom_right", None, -1, -1, softcap)
+
+
+@pytest.mark.parametrize(
+    "sq, sk, dtype, first",
+    [
+        (16, 16, torch.float32, False),
+        (32, 32, torch.float32, False),
+        (64, 64, torch.float32, True),
+        (16, 16, torch.bfloat16, True),
+        (1, 64, torch.float32, True),  # decoding
+    ],
+)
+def test_torch_keeps_what_it_does_faster(sq, sk, dtype, first):
+    assert (DENSE.rank_for(facts(sq, sk, dtype), CPU) > 0) is first
+    assert LSE.rank_for(facts(sq, sk, dtype), CPU) > 0
+
+
+def test_quantised_attention_must_be_asked_for():
+    assert SAGE.fidelity is Fidelity.LOSSY and DENSE.fidelity is Fidelity.EXACT
+    assert SAGE.rejects(facts(9, 9, torch.float32, softcap=2.0)).reason.value == "feature"
+    assert SAGE.rejects(facts(9, 9, torch.float32)) is None
