@@ -132,25 +132,26 @@ def _measure(
         round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
     )  # how busy others kept the machine
     rows, ceilings = [], []
-    with _common.progress(len(counts) * (len(work) + 1), "bench", quiet) as advance:
-        for count in counts:
-            with threads(count, pin):
-                advance(f"ceilings, {count} threads")
-                ceilings.append(
-                    measure_ceilings(device, 1.5 if quick else 6.0, clock_of(options.clock, device, count))
-                )
-                for op, case, dtype in work:
-                    advance(f"{op.name} {case.name} {str(dtype).removeprefix('torch.')}")
-                    row = measure(
-                        op,
-                        case,
-                        dtype,
-                        device=device,
-                        ceilings=ceilings[-1],
-                        backends=backends,
-                        options=options,
-                    )
-                    rows.append(row)
+    try:
+        with _common.progress(len(counts) * (len(work) + 1), "bench", quiet) as advance:
+            for count in counts:
+                with threads(count, pin):
+                    advance(f"ceilings, {count} threads")
+                    clock = clock_of(options.clock, device, count)
+                    ceilings.append(measure_ceilings(device, 1.5 if quick else 6.0, clock))
+                    found = {
+                        "device": device,
+                        "ceilings": ceilings[-1],
+                        "backends": backends,
+                        "options": options,
+                    }
+                    for op, case, dtype in work:
+                        advance(f"{op.name} {case.name} {str(dtype).removeprefix('torch.')}")
+                        rows.append(measure(op, case, dtype, **found))
+    except KeyboardInterrupt:  # what is measured is kept: a full run takes long
+        if not rows:
+            raise
+        _common.complain("interrupted; what was measured until here is kept")
     settings = {**dataclasses.asdict(options), "pinned": pin, "allocator": allocator, "load_average": load}
     return document(rows, ceilings, device, settings)
 

@@ -229,3 +229,28 @@ def test_goals_are_compared_with_what_was_measured():
     near = {**result(2.0, "4096x12288"), "op": "silu_mul"}
     near["candidates"][0]["percent"] = 93.0
     assert str(compare([near], "avx512").rows[0][-1]) == "no: at the machine's bandwidth"
+
+
+def test_an_interrupted_run_keeps_what_it_measured(tmp_path, monkeypatch):
+    rows = iter([result()])
+
+    def measure(*arguments, **more):
+        try:
+            return next(rows)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(bench, "measure", measure)
+    out = tmp_path / "r.json"
+    done = CliRunner().invoke(app, ["bench", "gelu_tanh", "--tag", "smoke", "--quick", "--out", str(out)])
+    assert "interrupted" in done.stderr and len(bench_results.load(out)["results"]) == 1
+
+
+def test_the_extension_times_single_instructions():
+    from sgl_kernels.kernels.cpu import loader
+
+    if loader.load() is not None or not hasattr(torch.ops.sgl_kernels_cpu, "peak_gflops"):
+        pytest.skip("the C++ extension is not built")
+    assert torch.ops.sgl_kernels_cpu.peak_gflops(99) == 0.0
+    rates = ceilings._from_extension()
+    assert all(rate > 1.0 for rate in rates.values()) and set(rates) <= set(ceilings.INSTRUCTIONS)
