@@ -42,7 +42,11 @@ def test_compiles_in_one_graph(name):
 
 @pytest.mark.parametrize("name", sorted(DOORS))
 def test_opcheck(name):
-    torch.library.opcheck(overload(name), tuple(smoke(name)))
+    args = tuple(smoke(name))
+    checks = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+    if any(isinstance(a, Tensor) and a.is_floating_point() and a.dtype.itemsize == 1 for a in args):
+        checks.remove("test_schema")  # it compares inputs with allclose, which torch has not for float8
+    torch.library.opcheck(overload(name), args, test_utils=checks)
 
 
 @pytest.mark.parametrize("name", FLOATING)
