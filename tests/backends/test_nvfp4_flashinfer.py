@@ -137,7 +137,7 @@ def decide(device, m, wanted=None, layout="swizzled_128x4", activation="nvfp4"):
         ("cuda:sm120", 512, None, "swizzled_128x4", "flashinfer_b12x"),
         ("cuda:sm100", 512, "flashinfer_cudnn", "swizzled_128x4", "flashinfer_cudnn"),
         ("cuda:sm100", 512, "auto", "swizzled_128x4", "flashinfer_cute_dsl"),
-        ("cuda:sm90", 512, None, "swizzled_128x4", "torch_sdpa"),
+        ("cuda:sm90", 512, None, "swizzled_128x4", "triton"),
     ],
 )
 def test_the_order_follows_rows_architecture_and_the_variable(device, m, wanted, layout, chosen):
