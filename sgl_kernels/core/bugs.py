@@ -23,6 +23,7 @@ COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
     "eq": operator.eq,
     "ne": operator.ne,
     "in": lambda value, options: value in options,
+    "indivisible": lambda value, by: value % by != 0,
 }
 
 

@@ -20,7 +20,8 @@ from sgl_kernels.core.verdict import Reason
 PLATFORM_OF = {"sm": "cuda", "gfx": "rocm"}
 CANDIDATES = {
     "kv_heads": (1, 8, 32),
-    "sk": (64, 1024, 200_000),
+    "causal": ("", "square"),
+    "sk": (64, 100, 1024, 200_000),
     "mask": ("", "bool", "float"),
     "head_dim": (64, 128, 256),
 }
@@ -91,3 +92,16 @@ def test_a_bug_holds_only_inside_its_range():
     hopper = sgl_kernels.explain("attention", q[:, :, :4], k, k, device="cuda:sm90")
     assert few.rejected("torch_cudnn").reason is Reason.BUG and bug.link in few.rejected("torch_cudnn").hint
     assert many.rejected("torch_cudnn") is None and hopper.rejected("torch_cudnn") is None
+
+
+def test_a_last_block_of_keys_that_is_not_full():
+    """Found by running SageAttention 1.0.6 itself (test_real_vendors.py); later releases are left to the guard."""
+
+    def rejected(sk, version, **kw):
+        q = torch.empty(1, sk, 2, 64, device="meta", dtype=torch.bfloat16)
+        there = {"device": "cuda:sm89", "version_of": {"sageattention": Version(version)}.get}
+        return sgl_kernels.explain("attention", q, q, q, **there, **kw).rejected("sage_attn")
+
+    assert rejected(200, "1.0.6").reason is Reason.BUG
+    for fine in (rejected(256, "1.0.6"), rejected(200, "2.2.0"), rejected(200, "1.0.6", is_causal=True)):
+        assert fine.reason is Reason.FIDELITY
