@@ -7,10 +7,15 @@ from typing import Any
 
 import torch
 
-from sgl_kernels.core.implementation import Implementation
+from sgl_kernels.core.device import Device
+from sgl_kernels.core.implementation import Implementation, Rank
 from sgl_kernels.core.requires import FLOATS, Requires
 
 CPU = Requires(platforms=frozenset({"cpu"}), dtypes=FLOATS)
+FIRST, BEHIND = 50, -1
+TINY = 1024
+"""Below this many elements the call itself decides, and torch's layer_norm and gelu cost less to call than ours:
+0.50 to 0.90 of our time at 64 and 256 elements, par at 1,024 (benchmarks/notes/cpu_norms.md)."""
 
 
 def _loader(op: str) -> Callable[[Any], Callable[..., Any]]:
@@ -25,13 +30,17 @@ def _loader(op: str) -> Callable[[Any], Callable[..., Any]]:
     return load_op
 
 
-def _implementation(op: str, doc: str) -> Implementation:
-    return Implementation(op=op, backend="cpu", rank=50, load=_loader(op), requires=CPU, doc=doc)
+def _unless_tiny(facts: Any, device: Device) -> int:
+    return FIRST if facts.rows * facts.dim >= TINY else BEHIND
+
+
+def _implementation(op: str, doc: str, rank: Rank = FIRST) -> Implementation:
+    return Implementation(op=op, backend="cpu", rank=rank, load=_loader(op), requires=CPU, doc=doc)
 
 
 IMPLEMENTATIONS = (
     _implementation("rms_norm", "one pass, fp32 statistics"),
-    _implementation("layer_norm", "one pass, two-pass variance in cache"),
+    _implementation("layer_norm", "one pass, two-pass variance in cache", _unless_tiny),
     _implementation("group_norm", "channels first or last without a copy, SiLU fused"),
     _implementation("norm_scale_shift", "norm and modulation in one pass"),
     _implementation("residual_gate_norm_scale_shift", "residual, gate, norm and modulation in one pass"),
@@ -40,6 +49,6 @@ IMPLEMENTATIONS = (
     _implementation("scale_shift", "one pass in fp32"),
     _implementation("gate_residual", "one pass in fp32"),
     _implementation("silu_mul", "one pass, halves or two tensors by stride"),
-    _implementation("gelu_tanh", "own polynomial exponential"),
+    _implementation("gelu_tanh", "own polynomial exponential", _unless_tiny),
     _implementation("gelu_mul", "tanh or exact, one pass"),
 )
