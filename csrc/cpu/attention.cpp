@@ -34,8 +34,8 @@ MaskView view_of_mask(const char* op, const Tensor& mask, const Problem& p) {
     fits = mask.size(i) == want[to] || mask.size(i) == 1;
     if (mask.size(i) != 1) strides[to] = mask.stride(i) * type_size(type);
   }
-  STD_TORCH_CHECK(fits, op, ": attn_mask has shape ", shape_text(mask), "; expected one that broadcasts to (B, Hq, Sq, Sk) = [",
-                  want[0], ", ", want[1], ", ", want[2], ", ", want[3], "]");
+  STD_TORCH_CHECK(fits, op, ": attn_mask has shape ", shape_text(mask),
+                  "; expected one that broadcasts to (B, Hq, Sq, Sk) = [", want[0], ", ", want[1], ", ", want[2], ", ", want[3], "]");
   return {static_cast<const char*>(mask.const_data_ptr()), type, strides[0], strides[1], strides[2], strides[3]};
 }
 

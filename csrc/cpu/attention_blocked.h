@@ -37,7 +37,7 @@ void score_block(const float* k, const float* q, int elements, const ScoreRule& 
     if (!ruled && inside && r + ROWS <= last) {
       score_tile<Dot, NV>(rows, elements, q, elements, rule.scale, panel, weights);
     } else {
-      score_tile_ruled<Dot, NV>(rows, elements, q, elements, rule, r, last - r, panel, weights);
+      score_tile_ruled<Dot, NV>(rows, elements, q, elements, rule, r, last - r, !inside, panel, weights);
     }
   }
 }

@@ -132,11 +132,16 @@ static inline float mask_bias(const char* p, Type type) {
 }
 
 SGL_INLINE F mask_vector(const char* p, Type type) {  // kLanes contiguous elements
-  typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
   switch (type) {
     case Type::boolean: {
+#if defined(__AVX512F__)
+      const __m128i shown = load<__m128i>(p);  // in intrinsics: gcc 12 widens a vector of bytes in six steps
+      return _mm512_mask_mov_ps(splat(kMinusInf), _mm_test_epi8_mask(shown, shown), F{});
+#else
+      typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
       const I shown = __builtin_convertvector(load<Bytes>(p), I);
       return shown != 0 ? F{} : splat(kMinusInf);
+#endif
     }
     case Type::bf16: return load_as_float<Type::bf16>(p) * kLog2e;
     case Type::f16: return load_as_float<Type::f16>(p) * kLog2e;

@@ -57,7 +57,7 @@ void byte_scores(const SageHead& h, int32_t block, const float* q, const F* quer
     for (int row = r; row < r + ROWS; ++row) {
       for (int j = 0; j < NV; ++j) {
         float* to = scores + (static_cast<size_t>(row) * NV + j) * kLanes;
-        const F s = row < last ? rule_score<NV>(load<F>(to), rule, row, j, panel) : splat(kMinusInf);
+        const F s = row < last ? rule_score<NV>(load<F>(to), rule, row, j, panel, !inside) : splat(kMinusInf);
         panel.highest[j] = max(panel.highest[j], s);
         store(to, s);
       }

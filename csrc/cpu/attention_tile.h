@@ -133,9 +133,9 @@ __attribute__((noinline)) void score_tile(const float* k, size_t stride, const f
   emit<Dot, NV>(acc, panel, p);
 }
 
-// Bias and bounds on one vector of scores: key `row` of the block, vector j of the panel.
+// Bias, and bounds where `bounded`, on one vector of scores: key `row` of the block, vector j of the panel.
 template <int NV>
-SGL_INLINE F rule_score(F s, const ScoreRule& rule, int row, int j, const Panel& panel) {
+SGL_INLINE F rule_score(F s, const ScoreRule& rule, int row, int j, const Panel& panel, bool bounded) {
   const F hidden = splat(kMinusInf);
   if (rule.key_bias != nullptr) {
     const float bias = rule.key_bias[row];
@@ -145,6 +145,7 @@ SGL_INLINE F rule_score(F s, const ScoreRule& rule, int row, int j, const Panel&
     const F bias = load<F>(rule.lane_bias + (static_cast<size_t>(row) * NV + j) * kLanes);
     s = bias == hidden ? hidden : s + bias;  // hides NaN and infinite scores too
   }
+  if (!bounded) return s;
   const int32_t key = rule.key0 + row;
   const I seen = (panel.position[j] + rule.right >= key) & (panel.position[j] - rule.left <= key);
   return seen ? s : hidden;
@@ -153,7 +154,8 @@ SGL_INLINE F rule_score(F s, const ScoreRule& rule, int row, int j, const Panel&
 // One tile with softcap, bias, bounds, or fewer than a full tile of keys (`keys`; the rest are hidden).
 template <class Dot, int NV>
 __attribute__((noinline)) void score_tile_ruled(const float* k, size_t stride, const float* q, int depth,
-                                                const ScoreRule& rule, int row0, int keys, Panel& panel, float* p) {
+                                                const ScoreRule& rule, int row0, int keys, bool bounded, Panel& panel,
+                                                float* p) {
   constexpr int ROWS = kKeyRows<NV>;
   F tile[ROWS][NV];
   {
@@ -170,7 +172,7 @@ __attribute__((noinline)) void score_tile_ruled(const float* k, size_t stride, c
       }
       F s = tile[i][j] * rule.scale;
       if (rule.cap != 0) s = tanh(s) * rule.cap;
-      s = rule_score<NV>(s, rule, row0 + i, j, panel);
+      s = rule_score<NV>(s, rule, row0 + i, j, panel, bounded);
       panel.highest[j] = max(panel.highest[j], s);
       tile[i][j] = s;
     }
