@@ -71,10 +71,15 @@ def _load_attention_varlen(config: Any) -> Callable[..., Tensor]:
         max_seqlen_k: int, is_causal: bool, scale: float | None, window_left: int, window_right: int,
         softcap: float,
     ) -> Tensor:  # fmt: skip
-        out: Tensor = attention(
-            q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, int(is_causal),
-            default_scale(q, scale), window_left, window_right, softcap,
-        )  # fmt: skip
+        try:
+            out: Tensor = attention(
+                q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, int(is_causal),
+                default_scale(q, scale), window_left, window_right, softcap,
+            )  # fmt: skip
+        except RuntimeError as error:  # the kernel reads cu_seqlens, which the op's check does not
+            if "cu_seqlens" not in str(error):
+                raise
+            raise ValueError(str(error).splitlines()[0]) from None
         return out
 
     return run

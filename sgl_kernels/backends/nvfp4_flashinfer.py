@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sgl_kernels.backends._attention import feature, shape
+from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import ONLY_WHEN_NAMED, family
 from sgl_kernels.core.device import Device
 from sgl_kernels.core.implementation import Implementation
@@ -151,6 +152,7 @@ def _implementation(backend: str) -> Implementation:
         ),
         rejects=_rejects(layout),
         enabled=_enabled(backend),
+        bugs=bugs_of(backend, "nvfp4_linear"),
         rank=_rank(backend),
         proof="contract",
         doc=f"FlashInfer mm_fp4, {kernel} kernel",

@@ -91,7 +91,8 @@ def _qk_norm_rope(
 
 
 def _silu_mul(x: Tensor, up: Tensor | None) -> Tensor:
-    return activation.silu_mul(x, up)
+    gate, other = activation.halves(x, up)
+    return F.silu(gate) * other
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
@@ -99,7 +100,8 @@ def _gelu_tanh(x: Tensor) -> Tensor:
 
 
 def _gelu_mul(x: Tensor, up: Tensor | None, approximate: str) -> Tensor:
-    return activation.gelu_mul(x, up, approximate)
+    gate, other = activation.halves(x, up)
+    return F.gelu(gate, approximate=approximate) * other
 
 
 def _implementation(op: str, run: Callable[..., Any]) -> Implementation:

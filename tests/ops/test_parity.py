@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 import sgl_kernels  # noqa: F401 - defines the ops
+from sgl_kernels.core.device import probe
+from sgl_kernels.core.packages import installed_version
 from sgl_kernels.tools.parity import matrix, run_cell
 
 
-def _params():
+def _params(place: torch.device):
+    """Every cell; an (op, backend) that this device or its packages rule out is one cell, skipped with the reason."""
+    found = probe(place)
+    ruled_out = set()
     for op, case, implementation, dtype in matrix():
+        key = (op.name, implementation.backend)
+        elsewhere = dataclasses.replace(implementation.requires, dtypes=frozenset())
+        if elsewhere.rejects(dtype, found, installed_version) is not None:
+            if key not in ruled_out:
+                ruled_out.add(key)
+                yield pytest.param(op, case, implementation, dtype, id="/".join(key))
+            continue
         name = str(dtype).removeprefix("torch.")
-        yield pytest.param(
-            op, case, implementation, dtype, id=f"{op.name}/{implementation.backend}/{case.name}/{name}"
-        )
+        yield pytest.param(op, case, implementation, dtype, id="/".join((*key, case.name, name)))
 
 
-@pytest.mark.parametrize("op, case, implementation, dtype", list(_params()))
+def pytest_generate_tests(metafunc):
+    if "implementation" in metafunc.fixturenames:
+        place = torch.device(metafunc.config.getoption("--device"))
+        metafunc.parametrize("op, case, implementation, dtype", list(_params(place)))
+
+
 def test_parity(op, case, implementation, dtype, device, require, seed):
     cell = run_cell(op, case, implementation, dtype, device=device, seed=seed)
     if cell.status == "skip":
