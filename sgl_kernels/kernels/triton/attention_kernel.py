@@ -63,7 +63,9 @@ def _attend(
             k_scale = tl.load(k_scale_head + start // BLOCK_N)
             raw = tl.dot(q, k, out_dtype=tl.int32).to(tl.float32) * (q_scale * k_scale)[:, None]
         elif UPCAST:
-            raw = tl.dot(q, k.to(tl.float32))
+            # numpy's fp32 product of 128 terms errs by 2.0e-7, which took whole calls to 5.8e-7 (torch: 2.5e-7). Its
+            # order of summation is no device's, so this sum is fp64 here; the second product stays fp32.
+            raw = tl.dot(q, k.to(tl.float32).to(tl.float64), out_dtype=tl.float64).to(tl.float32)
         else:
             raw = tl.dot(q, k, input_precision=FP32_DOT)
 
@@ -156,7 +158,7 @@ def attention_kernel(
         )
         q = _load(q_ptrs, rows[:, None] < seq_q, dims[None, :] < D, True, BLOCK_D != D)
         if UPCAST and not INT8:
-            q = q.to(tl.float32)
+            q = q.to(tl.float32).to(tl.float64)
         if NEGATE:
             q = -q
         q_scale = factor
