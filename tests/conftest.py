@@ -7,6 +7,8 @@ import random
 import pytest
 import torch
 
+from sgl_kernels.core import log
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require", default="", help="comma list of backends whose skips become failures")
@@ -46,3 +48,12 @@ def require(request: pytest.FixtureRequest) -> Require:
 @pytest.fixture(autouse=True)
 def _threads() -> None:
     torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+@pytest.fixture(autouse=True)
+def _our_logger():
+    """Reading settings sets the level of our logger, and each warning speaks once: neither outlives a test."""
+    level = log.logger.level
+    yield
+    log.logger.setLevel(level)
+    log.forget_warnings()
