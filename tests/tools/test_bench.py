@@ -201,7 +201,9 @@ def test_dispatch_is_measured_with_and_without_a_kernel():
 
 def test_bench_runs_from_the_command_line(tmp_path):
     arguments = ["bench", "gelu_tanh", "--tag", "smoke", "--dtype", "fp32", "--quick", "--rounds", "3"]
-    result = CliRunner().invoke(app, [*arguments, "--seconds", "0.2", "--out", str(tmp_path)])
+    result = CliRunner().invoke(
+        app, [*arguments, "--seconds", "0.2", "--out", str(tmp_path)], env={"COLUMNS": "200"}
+    )
     assert result.exit_code == 0, result.output + result.stderr
     assert "GB/s" in result.stdout and "torch eager" in result.stdout
     (written,) = tmp_path.rglob("activation.json")
