@@ -106,9 +106,11 @@ def _sage_rejects(facts: Any) -> Rejected | None:
 
 FEW_ROWS = 8
 """At most this many query rows to a key head run as decoding, without packing."""
-SMALL_FP32 = 48 * 48
+SMALL_FP32 = 64 * 64
+SMALL_FP32_NARROW = 32 * 32
 """Fewer scores to a head than this, in fp32, and torch is faster: benchmarks/notes/cpu_attention.md, tiny shapes
-(16 x 16: 0.63 to 0.82x, 32 x 32: 0.73 to 0.89x, 64 x 64: 1.09x of torch; bf16 and fp16 win from 16 x 16 on)."""
+(head_dim 64: 16 x 16 0.63 to 0.82x, 32 x 32 0.73 to 0.89x, 49 x 49 0.95x, 64 x 64 1.04 to 1.19x of torch;
+head_dim 32: 33 x 33 1.31 to 1.37x; bf16 and fp16 win from 16 x 16 on)."""
 
 _place = rank("cpu", "attention")
 
@@ -116,7 +118,8 @@ _place = rank("cpu", "attention")
 def dense_rank(facts: Any, device: Device) -> int:
     """The order table's place, but behind torch for the few shapes where torch was measured to be faster."""
     rows = facts.sq * max(1, facts.heads // max(1, facts.kv_heads))
-    if facts.dtype is torch.float32 and rows > FEW_ROWS and facts.sq * facts.sk < SMALL_FP32:
+    small = SMALL_FP32 if facts.head_dim >= 64 else SMALL_FP32_NARROW
+    if facts.dtype is torch.float32 and rows > FEW_ROWS and facts.sq * facts.sk < small:
         return ONLY_WHEN_NAMED
     return _place(facts, device)
 

