@@ -14,8 +14,8 @@ DENSE, LSE, VARLEN, SAGE = IMPLEMENTATIONS
 CPU = Device("cpu")
 
 
-def facts(sq, sk, dtype, softcap=0.0):
-    q, k = torch.zeros(1, sq, 4, 16, dtype=dtype), torch.zeros(1, sk, 4, 16, dtype=dtype)
+def facts(sq, sk, dtype, softcap=0.0, head_dim=64):
+    q, k = (torch.zeros(1, s, 4, head_dim, dtype=dtype) for s in (sq, sk))
     return dense_facts(q, k, k, None, False, "bottom_right", None, -1, -1, softcap)
 
 
@@ -24,6 +24,7 @@ def facts(sq, sk, dtype, softcap=0.0):
     [
         (16, 16, torch.float32, False),
         (32, 32, torch.float32, False),
+        (49, 49, torch.float32, False),
         (64, 64, torch.float32, True),
         (16, 16, torch.bfloat16, True),
         (1, 64, torch.float32, True),  # decoding
@@ -32,6 +33,11 @@ def facts(sq, sk, dtype, softcap=0.0):
 def test_torch_keeps_what_it_does_faster(sq, sk, dtype, first):
     assert (DENSE.rank_for(facts(sq, sk, dtype), CPU) > 0) is first
     assert LSE.rank_for(facts(sq, sk, dtype), CPU) > 0
+
+
+def test_narrow_heads_win_earlier():
+    assert DENSE.rank_for(facts(33, 33, torch.float32, head_dim=32), CPU) > 0
+    assert DENSE.rank_for(facts(33, 33, torch.float32, head_dim=64), CPU) < 0
 
 
 def test_quantised_attention_must_be_asked_for():
