@@ -14,7 +14,7 @@ import torch
 
 from sgl_kernels._version import __version__
 from sgl_kernels.core import environment
-from sgl_kernels.core.device import (
+from sgl_kernels.core.device import (, target_device
     PREFERENCE,
     Device,
     best_platform,
@@ -171,7 +171,7 @@ def settings_problems(environ: Mapping[str, str]) -> list[str]:
     """What is wrong with the environment and the configuration file; empty when nothing is."""
     problems = []
     try:
-        load_settings(dict(environ))
+        target_device(load_settings(dict(environ)).target_device)
     except ConfigError as error:
         problems.append(str(error))
     problems += [

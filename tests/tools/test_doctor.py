@@ -84,6 +84,11 @@ def test_settings_that_cannot_be_used_are_problems():
     assert any("fa9" in p for p in problems) and any("SGLANG_DIFFUSION_LOGGING_LEVEL" in p for p in problems)
 
 
+def test_a_target_that_this_machine_lacks_is_a_problem():
+    (problem,) = doctor.settings_problems({"SGLANG_DIFFUSION_TARGET_DEVICE": "npu"})
+    assert "which this machine does not have" in problem and "cpu" in problem
+
+
 def test_extension_that_is_not_built_comes_with_its_command(monkeypatch):
     from sgl_kernels.kernels.cpu import loader
 
