@@ -14,12 +14,13 @@ import torch
 
 from sgl_kernels._version import __version__
 from sgl_kernels.core import environment
-from sgl_kernels.core.device import (, target_device
+from sgl_kernels.core.device import (
     PREFERENCE,
     Device,
     best_platform,
     platform_is_present,
     probe,
+    target_device,
     torch_device,
 )
 from sgl_kernels.core.errors import ConfigError
