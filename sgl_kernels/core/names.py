@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Iterable
 
 from .errors import ConfigError
@@ -118,6 +117,8 @@ def _normalise(name: str) -> str:
 
 def nearest(word: str, options: Iterable[str]) -> str:
     """The option closest to `word` in spelling, or an empty string when none is close."""
+    import difflib  # only a wrong name needs it: 2 ms an import need not pay
+
     lowered = {option.lower(): option for option in options}
     found = difflib.get_close_matches(word.lower(), lowered, n=1, cutoff=0.6)
     if not found:
