@@ -51,26 +51,43 @@ def varlen_adapter(call: Callable[..., Any]) -> Callable[..., Tensor]:
     return run
 
 
+def _same_window(window: tuple[int, int]) -> tuple[int, int]:
+    return window
+
+
+def _open_window(window: tuple[int, int]) -> tuple[int | None, int | None]:
+    """FA4 writes an unlimited side as None, the others as -1."""
+    return tuple(None if side < 0 else side for side in window)  # type: ignore[return-value]
+
+
+def adapter(
+    op: str, dense: Callable[..., Any], varlen: Callable[..., Any], *, lse_flag: str = "return_attn_probs",
+    window_form: Callable[[tuple[int, int]], Any] = _same_window,
+) -> Callable[..., Any]:  # fmt: skip
+    """`run` for one op around a generation's two functions, which differ in the lse flag and the window's form."""
+    if op == "attention_varlen":
+        return varlen_adapter(
+            lambda q, k, v, cu_q, cu_k, max_q, max_k, scale, causal, window, softcap: varlen(
+                q, k, v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k,
+                softmax_scale=scale, causal=causal, window_size=window_form(window), softcap=softcap,
+            )
+        )  # fmt: skip
+    lse = op == "attention_lse"
+    return dense_adapter(
+        lambda q, k, v, scale, causal, window, softcap: dense(
+            q, k, v, softmax_scale=scale, causal=causal, window_size=window_form(window), softcap=softcap,
+            **{lse_flag: lse},
+        ),
+        lse,
+    )  # fmt: skip
+
+
 def _load_fa2(op: str) -> Callable[[Any], Callable[..., Any]]:
     def load(config: Any) -> Callable[..., Any]:
         # flash_attn.flash_attn_interface is FA2's alone: FA4 shares the flash_attn namespace
         from flash_attn.flash_attn_interface import flash_attn_func, flash_attn_varlen_func
 
-        if op == "attention_varlen":
-            return varlen_adapter(
-                lambda q, k, v, cu_q, cu_k, max_q, max_k, scale, causal, window, softcap: flash_attn_varlen_func(
-                    q, k, v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k,
-                    softmax_scale=scale, causal=causal, window_size=window, softcap=softcap,
-                )
-            )  # fmt: skip
-        lse = op == "attention_lse"
-        return dense_adapter(
-            lambda q, k, v, scale, causal, window, softcap: flash_attn_func(
-                q, k, v, softmax_scale=scale, causal=causal, window_size=window, softcap=softcap,
-                return_attn_probs=lse,
-            ),
-            lse,
-        )  # fmt: skip
+        return adapter(op, flash_attn_func, flash_attn_varlen_func)
 
     return load
 
@@ -79,49 +96,18 @@ def _load_fa3(op: str) -> Callable[[Any], Callable[..., Any]]:
     def load(config: Any) -> Callable[..., Any]:
         from flash_attn_interface import flash_attn_func, flash_attn_varlen_func
 
-        if op == "attention_varlen":
-            return varlen_adapter(
-                lambda q, k, v, cu_q, cu_k, max_q, max_k, scale, causal, window, softcap: flash_attn_varlen_func(
-                    q, k, v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k,
-                    softmax_scale=scale, causal=causal, window_size=window, softcap=softcap,
-                )
-            )  # fmt: skip
-        lse = op == "attention_lse"
-        return dense_adapter(
-            lambda q, k, v, scale, causal, window, softcap: flash_attn_func(
-                q, k, v, softmax_scale=scale, causal=causal, window_size=window, softcap=softcap,
-                return_attn_probs=lse,
-            ),
-            lse,
-        )  # fmt: skip
+        return adapter(op, flash_attn_func, flash_attn_varlen_func)
 
     return load
-
-
-def _open_window(window: tuple[int, int]) -> tuple[int | None, int | None]:
-    """FA4 writes an unlimited side as None, the others as -1."""
-    return tuple(None if side < 0 else side for side in window)  # type: ignore[return-value]
 
 
 def _load_fa4(op: str) -> Callable[[Any], Callable[..., Any]]:
     def load(config: Any) -> Callable[..., Any]:
         from flash_attn.cute import flash_attn_func, flash_attn_varlen_func
 
-        if op == "attention_varlen":
-            return varlen_adapter(
-                lambda q, k, v, cu_q, cu_k, max_q, max_k, scale, causal, window, softcap: flash_attn_varlen_func(
-                    q, k, v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k,
-                    softmax_scale=scale, causal=causal, window_size=_open_window(window), softcap=softcap,
-                )
-            )  # fmt: skip
-        lse = op == "attention_lse"
-        return dense_adapter(
-            lambda q, k, v, scale, causal, window, softcap: flash_attn_func(
-                q, k, v, softmax_scale=scale, causal=causal, window_size=_open_window(window), softcap=softcap,
-                return_lse=lse,
-            ),
-            lse,
-        )  # fmt: skip
+        return adapter(
+            op, flash_attn_func, flash_attn_varlen_func, lse_flag="return_lse", window_form=_open_window
+        )
 
     return load
 

@@ -14,7 +14,7 @@ from typing import Any
 from sgl_kernels.backends._attention import rejects
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
-from sgl_kernels.backends.flash_attn import dense_adapter, varlen_adapter
+from sgl_kernels.backends.flash_attn import adapter, dense_adapter
 from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.core.requires import HALF, Requires
 
@@ -31,12 +31,7 @@ def _load(op: str) -> Callable[[Any], Callable[..., Any]]:
         repository = str(options.get("repository", REPOSITORY[hopper]))
         module = get_kernel(repository, version=int(options.get("version", 1)))
         if op == "attention_varlen":
-            return varlen_adapter(
-                lambda q, k, v, cu_q, cu_k, max_q, max_k, scale, causal, window, softcap: module.flash_attn_varlen_func(
-                    q, k, v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k,
-                    softmax_scale=scale, causal=causal, window_size=window, softcap=softcap,
-                )
-            )  # fmt: skip
+            return adapter(op, module.flash_attn_func, module.flash_attn_varlen_func)
         attend, lse = module.flash_attn_func, op == "attention_lse"
         keywords = (
             {"return_attn_probs": True} if lse and "return_attn_probs" in signature(attend).parameters else {}
