@@ -178,6 +178,7 @@ class _Plan:
                 moved[name] = tensors[key].to(target.dtype) if target.is_floating_point() else tensors[key]
         for name, layer in layers.items():
             _put(self.model, name, layer)
+            layer.prepare()
         for name, key in self.plain.items():
             if name in moved:
                 _replace_tensor(self.model, name, moved[name])

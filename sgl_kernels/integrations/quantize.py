@@ -107,6 +107,7 @@ def quantize_model(
         replacements[name] = layer
         error, cosine = weight_error(linear.weight, layer)
         reports.append(LayerReport(name, shape, True, "", error, cosine, before, _bytes(layer)))
+        layer.prepare()
     for name, layer in replacements.items():
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent) if parent else model, leaf, layer)

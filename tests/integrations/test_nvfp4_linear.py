@@ -11,7 +11,7 @@ from torch import nn
 
 from sgl_kernels.integrations.nvfp4_linear import NVFP4Linear
 from sgl_kernels.integrations.quantize import quantize_model
-from sgl_kernels.ops.nvfp4.api import nvfp4_dequantize, nvfp4_linear, nvfp4_quantize
+from sgl_kernels.ops.nvfp4.api import nvfp4_dequantize, nvfp4_linear, nvfp4_quantize, preferred_layout
 
 
 def dense(layer: NVFP4Linear) -> torch.Tensor:
@@ -102,6 +102,32 @@ def test_it_compiles_without_graph_breaks():
         want = layer(x)
         compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
         assert torch.allclose(compiled(x), want, atol=1e-6)
+
+
+def test_it_compiles_before_it_ever_ran():
+    """The layout is decided when a layer is made, not while it is traced."""
+    layer = NVFP4Linear.from_linear(nn.Linear(64, 40)).eval()
+    x = torch.randn(3, 64)
+    with torch.no_grad():
+        got = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+        assert torch.allclose(got, x @ dense(layer).T + layer.bias, atol=1e-5)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_the_function_compiles_around_a_weight(prepared):
+    weight, x = nvfp4_quantize(torch.randn(40, 64)), torch.randn(3, 64)
+    if prepared:
+        nvfp4_linear(x, weight)
+    compiled = torch.compile(lambda a: nvfp4_linear(a, weight), fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(x), x @ nvfp4_dequantize(weight, torch.float32).T, atol=1e-4)
+
+
+def test_quantize_model_leaves_layers_in_the_layout_of_their_kernels():
+    model = nn.Sequential(nn.Linear(64, 40))
+    quantize_model(model)
+    want = preferred_layout(nvfp4_quantize(torch.randn(40, 64)))
+    assert model[0].layout == want
+    assert model[0].state_dict()["weight"].shape == (40, 32)
 
 
 class Tiny(nn.Module):

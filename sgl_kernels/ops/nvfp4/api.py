@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
-from sgl_kernels.core.device import cpu_arch, probe
+from sgl_kernels.core.device import probe
 from sgl_kernels.core.dispatch import Key, bind, current
+from sgl_kernels.core.registry import registry
 from sgl_kernels.core.torch_op import define
+from sgl_kernels.core.verdict import Rejected
 from sgl_kernels.ops._key import grad, is_opaque, of
 from sgl_kernels.ops._validate import short
 from sgl_kernels.ops.nvfp4.formats import NVFP4, ScaledFormat, ScaledTensor, parse_format
@@ -147,14 +151,16 @@ def nvfp4_linear(
 
     Accumulation is fp32 or exact integer. A row of x with NaN or infinities gives a row that is not finite and
     leaves the others alone. The first call on a CPU makes a packed copy of a linear weight and keeps it in
-    weight.prepared; NVFP4Linear holds only the packed one.
+    weight.prepared; NVFP4Linear holds only the packed one. Under torch.compile nothing is packed: a weight is used as
+    it is held then, so run once before compiling, or call NVFP4Linear.prepare() (quantize_model does).
     """
     if not isinstance(weight, ScaledTensor):
         raise TypeError(
             f"nvfp4_linear: weight is {type(weight).__name__}, expected a ScaledTensor from nvfp4_quantize"
         )
-    w = for_device(weight)
-    run = _linear if is_opaque(x) else _eager_linear
+    opaque = is_opaque(x)
+    w = _as_prepared(weight) if opaque else for_device(weight)
+    run = _linear if opaque else _eager_linear
     return run(
         x, w.data, w.block_scale, w.global_scale, bias, activation, input_scale, w.format.name, w.layout, w.shape[0],
         backend=backend,
@@ -170,6 +176,13 @@ def for_device(weight: ScaledTensor) -> ScaledTensor:
     if found is None:
         found = weight.prepared[layout] = to_layout(weight, layout)
     return found
+
+
+def _as_prepared(weight: ScaledTensor) -> ScaledTensor:
+    """Under the compiler the layout is no question (its answer reads scales and the machine): what is there serves."""
+    for found in weight.prepared.values():
+        return found
+    return weight
 
 
 def preferred_layout(weight: ScaledTensor) -> str:
@@ -190,10 +203,20 @@ def preferred_layout(weight: ScaledTensor) -> str:
 
 
 def _cpu_layout(weight: ScaledTensor) -> str:
-    """ "cpu_packed" where the C++ kernels can run (AVX-512) and the scales are finite."""
+    """ "cpu_packed" where the C++ kernels run and the scales are finite."""
     if "cpu_packed" in weight.prepared:
         return "cpu_packed"
-    if not cpu_arch().startswith("avx512"):
+    if not _cpu_kernels_run():
         return weight.layout
     scales = weight.block_scale.view(torch.uint8)
     return "cpu_packed" if int(scales.max()) <= MAX_FINITE_E4M3 else weight.layout
+
+
+@functools.cache
+def _cpu_kernels_run() -> bool:
+    here = probe(torch.device("cpu"))
+    for implementation in registry.implementations(NVFP4_LINEAR.name):
+        if implementation.backend == "cpu":
+            fits = not implementation.requires.archs or here.arch in implementation.requires.archs
+            return fits and not isinstance(registry.loaded(implementation, None), Rejected)
+    return False
