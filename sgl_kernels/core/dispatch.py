@@ -63,8 +63,8 @@ class Dispatcher:
         """The cold path, once per key: check, select, load, compose, remember."""
         if args[0].__class__ is torch.Tensor and args[0].device.type == "cuda" and compose.is_capturing():
             raise RuntimeError(
-                f"{op.name}: the first call with these shapes happens inside a CUDA graph capture; call it once "
-                "before capturing, or use sgl_kernels.warmup"
+                f"{op.name}: the first call with these shapes happens inside a CUDA graph capture; warm up first: call "
+                "it once before capturing, or use sgl_kernels.warmup"
             )
         cast = compose.autocast_dtype(op, args)
         if cast is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sgl_kernels.tools import bench_dispatch
+from sgl_kernels.tools import bench_dispatch, report_gpu
 from sgl_kernels.tools.bench import COMPILED, EAGER
 from sgl_kernels.tools.bench_goals import compare
 from sgl_kernels.tools.bench_results import ceilings_table, geometric_mean, is_result, load
@@ -52,14 +52,21 @@ def render(results: Path) -> str:
 def _machine(folder: Path) -> str:
     documents = [(path, load(path)) for path in sorted(folder.glob("*.json")) if is_result(path)]
     dispatch = folder / "dispatch.json"
-    if not documents and not dispatch.is_file():
+    steps = report_gpu.steps(folder)
+    if not documents and not dispatch.is_file() and not steps:
         return ""
-    first = documents[0][1] if documents else json.loads(dispatch.read_text("utf-8"))
+    first = (
+        documents[0][1]
+        if documents
+        else (json.loads(dispatch.read_text("utf-8")) if dispatch.is_file() else steps[0])
+    )
     machine, versions = first["machine"], first["versions"]
     parts = [
         f"## {machine['cpu']}, {machine['device']}",
         f"torch {versions['torch']}, sgl_kernels {versions['sgl_kernels']}, {machine['cores']} cores.",
     ]
+    if steps:
+        parts += ["### The plan of `make gpu`", markdown_table(report_gpu.steps_table(steps)), *_auto(steps)]
     if dispatch.is_file():
         data = json.loads(dispatch.read_text("utf-8"))
         parts += [
@@ -73,6 +80,16 @@ def _machine(folder: Path) -> str:
     for path, document in documents:
         parts += _family(path, document)
     return "\n\n".join(parts)
+
+
+def _auto(steps: Sequence[dict[str, Any]]) -> list[str]:
+    rows: list[dict[str, Any]] = next(
+        (s["data"].get("auto", []) for s in steps if s["step"] == "bench" and s.get("data")), []
+    )
+    if not rows:
+        return []
+    table = report_gpu.auto_table(rows)
+    return [table.note, *([markdown_table(table)] if table.rows else [])]
 
 
 def _family(path: Path, document: dict[str, Any]) -> list[str]:
