@@ -21,10 +21,41 @@ using nvfp4::Element;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-#if defined(__x86_64__)
-
 constexpr int64_t kRowsAtOnce = 1024;  // digit rows whose accumulators (256 KB a panel) stay in L2
 constexpr float kMinGlobal = 0x1p-117f;
+
+const nvfp4::Kernels& choose() {
+#if defined(__x86_64__)
+  const Isa level = isa_level();
+  if (level == Isa::baseline) {
+    return nvfp4::baseline::kKernels;
+  }
+  if (level != Isa::avx2 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi")) {
+    return nvfp4::avx512vbmi::kKernels;
+  }
+  return nvfp4::avx2::kKernels;
+#else
+  return nvfp4::baseline::kKernels;
+#endif
+}
+
+const nvfp4::Kernels& kernels() {
+  static const nvfp4::Kernels& chosen = choose();
+  return chosen;
+}
+
+// "avx512vbmi", "avx2" or "baseline" (NEON on aarch64): what serves here.
+std::string level_name() {
+#if defined(__x86_64__)
+  if (&kernels() == &nvfp4::avx512vbmi::kKernels) {
+    return "avx512vbmi";
+  }
+  if (&kernels() == &nvfp4::avx2::kKernels) {
+    return "avx2";
+  }
+#endif
+  return "baseline";
+}
 
 Element element(const Tensor& t, const char* name) {
   switch (t.scalar_type()) {
@@ -58,7 +89,7 @@ float global_scale_of(const Tensor& x, Element type) {
   torch::stable::parallel_for(0, static_cast<int64_t>(parts.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t count = std::min(step, n - i * step);
-      parts[static_cast<size_t>(i)] = nvfp4::finite_amax(base + i * step * element_size(type), type, count);
+      parts[static_cast<size_t>(i)] = kernels().finite_amax(base + i * step * element_size(type), type, count);
     }
   });
   float amax = 0.0f;
@@ -66,13 +97,6 @@ float global_scale_of(const Tensor& x, Element type) {
     amax = std::max(amax, p);
   }
   return amax > 0.0f ? std::max(amax / 2688.0f, kMinGlobal) : 1.0f;
-}
-
-std::string unsupported_reason() {
-  if (isa_level() < Isa::avx512 || isa_level() == Isa::neon) {
-    return std::string("needs AVX-512 with VNNI and VBMI, the level in use is ") + isa_name(isa_level());
-  }
-  return nvfp4::supported() ? "" : "needs AVX-512 VNNI and VBMI (Ice Lake, Zen 4 or newer)";
 }
 
 Tensor one_float(const Tensor& like, float value) {
@@ -94,7 +118,7 @@ std::tuple<Tensor, Tensor, Tensor> quantize(Tensor x, std::optional<Tensor> glob
   auto* s = scales.mutable_data_ptr<uint8_t>();
   const int64_t grain = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(k, 1));
   torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-    nvfp4::quantize_rows(from, scale, begin, end, c, s);
+    kernels().quantize_rows(from, scale, begin, end, c, s);
   });
   return {codes, scales, one_float(x, scale)};
 }
@@ -154,12 +178,12 @@ Tensor linear(Tensor x, Tensor weight, Tensor global_scale, std::optional<Tensor
     auto* to = static_cast<uint8_t*>(out.mutable_data_ptr()) + first * n * size;
     const int64_t grain = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(k, 1));
     torch::stable::parallel_for(0, now, grain, [&](int64_t begin, int64_t end) {
-      nvfp4::encode(part, layer.coding, scale, begin, end, now, a, row_scale.data());
+      kernels().encode(part, layer.coding, scale, begin, end, now, a, row_scale.data());
     });
     torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-      const int64_t bytes = nvfp4::panel_scratch_bytes(now, layer.coding);
+      const int64_t bytes = kernels().panel_scratch_bytes(now, layer.coding);
       uint8_t* scratch = static_cast<uint8_t*>(::operator new[](static_cast<size_t>(bytes), std::align_val_t{64}));
-      nvfp4::multiply(layer, a, row_scale.data(), now, to, type, begin, end, scratch);
+      kernels().multiply(layer, a, row_scale.data(), now, to, type, begin, end, scratch);
       ::operator delete[](scratch, std::align_val_t{64});
     });
   }
@@ -179,41 +203,31 @@ Tensor decode(Tensor weight, int64_t k, int64_t n, int64_t begin, int64_t end, T
   torch::stable::parallel_for(begin, end, 1, [&](int64_t first, int64_t last) {
     for (int64_t p = first; p < last; ++p) {
       const int64_t at = (p - begin) * nvfp4::kPanel;
-      nvfp4::decode_panel(from + p * (k / nvfp4::kBlock) * nvfp4::kBlockBytes, k, type,
+      kernels().decode_panel(from + p * (k / nvfp4::kBlock) * nvfp4::kBlockBytes, k, type,
                           to + at * element_size(type), columns, std::min(nvfp4::kPanel, columns - at));
     }
   });
   return out;
 }
 
-#else
-
-std::string unsupported_reason() { return "needs an x86-64 processor with AVX-512 VNNI and VBMI"; }
-
-#endif
-
 }  // namespace
 }  // namespace sgl_kernels
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sgl_kernels_cpu, m) {
-  m.def("nvfp4_unsupported_reason() -> str");
-#if defined(__x86_64__)
+  m.def("nvfp4_level() -> str");
   m.def("nvfp4_quantize(Tensor x, Tensor? global_scale) -> (Tensor, Tensor, Tensor)");
   m.def(
       "nvfp4_linear(Tensor x, Tensor weight, Tensor global_scale, Tensor? bias, str activation, "
       "Tensor? input_scale, int n) -> Tensor");
   m.def("nvfp4_decode(Tensor weight, int k, int n, int begin, int end, Tensor like) -> Tensor");
-#endif
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sgl_kernels_cpu, CompositeExplicitAutograd, m) {
-  m.impl("nvfp4_unsupported_reason", TORCH_BOX(&sgl_kernels::unsupported_reason));
+  m.impl("nvfp4_level", TORCH_BOX(&sgl_kernels::level_name));
 }
 
-#if defined(__x86_64__)
 STABLE_TORCH_LIBRARY_IMPL(sgl_kernels_cpu, CPU, m) {
   m.impl("nvfp4_quantize", TORCH_BOX(&sgl_kernels::quantize));
   m.impl("nvfp4_linear", TORCH_BOX(&sgl_kernels::linear));
   m.impl("nvfp4_decode", TORCH_BOX(&sgl_kernels::decode));
 }
-#endif

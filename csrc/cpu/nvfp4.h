@@ -1,4 +1,4 @@
-// NVFP4 on the CPU: the calls that cross from the ops (nvfp4.cpp) to the vector code (nvfp4_*_avx512vbmi.cpp).
+// NVFP4 on the CPU: the calls that cross from the ops (nvfp4.cpp) to the vector code (nvfp4_*_<instructions>.cpp).
 //
 // Packed weight: panels of 64 rows (n); per block of 16 k, 576 bytes: 4 groups of 16 rows x 2 vectors of 64 bytes,
 // then 64 e4m3 scales. In a vector each 32-bit lane is one row; byte b holds k = 8v + b in its low nibble and
@@ -45,26 +45,37 @@ struct Linear {
   Coding coding;
 };
 
-// True where this machine has AVX-512 with VNNI and VBMI (Ice Lake, Zen 4 and newer).
-bool supported();
+// The vector code of one instruction set.
+struct Kernels {
+  // Encodes digit rows of x's rows [row_begin, row_end) into tiles of kTileRows (fewer in the last); row_scale gets
+  // one factor per row of x: NaN for a row that is not finite. `rows` is of all of x. Tiles are for multiply alone.
+  void (*encode)(const Rows& x, Coding coding, float input_scale, int64_t row_begin, int64_t row_end, int64_t rows,
+                 uint8_t* tiles, float* row_scale);
 
-// Encodes digit rows [first, last) of x into tiles of kTileRows (fewer in the last); row_scale gets one factor per
-// row of x: NaN for a row that is not finite.
-void encode(const Rows& x, Coding coding, float input_scale, int64_t row_begin, int64_t row_end, int64_t rows,
-            uint8_t* tiles, float* row_scale);
+  // Panels [begin, end) of out (rows x n) from encoded activations. scratch: panel_scratch_bytes.
+  void (*multiply)(const Linear& layer, const uint8_t* tiles, const float* row_scale, int64_t rows, void* out,
+                   Element type, int64_t begin, int64_t end, uint8_t* scratch);
+  int64_t (*panel_scratch_bytes)(int64_t rows, Coding coding);
 
-// Panels [begin, end) of out (rows x n) from encoded activations. scratch: panel_scratch_bytes.
-void multiply(const Linear& layer, const uint8_t* tiles, const float* row_scale, int64_t rows, void* out,
-              Element type, int64_t begin, int64_t end, uint8_t* scratch);
-int64_t panel_scratch_bytes(int64_t rows, Coding coding);
+  // Rows [begin, end) of x to packed codes (rows, k/2) and e4m3 block scales (rows, k/16).
+  void (*quantize_rows)(const Rows& x, float global_scale, int64_t begin, int64_t end, uint8_t* codes,
+                        uint8_t* scales);
 
-// Rows [begin, end) of x to packed codes (rows, k/2) and e4m3 block scales (rows, k/16).
-void quantize_rows(const Rows& x, float global_scale, int64_t begin, int64_t end, uint8_t* codes, uint8_t* scales);
+  // Largest finite |x| of n elements.
+  float (*finite_amax)(const void* x, Element type, int64_t n);
 
-// Largest finite |x| of n elements.
-float finite_amax(const void* x, Element type, int64_t n);
+  // Panel to (k, 64) values without the global scale, row stride `stride` elements, `columns` of the 64 written.
+  void (*decode_panel)(const uint8_t* panel, int64_t k, Element type, void* out, int64_t stride, int64_t columns);
+};
 
-// Panel to (k, 64) values without the global scale, row stride `stride` elements, `columns` of the 64 written.
-void decode_panel(const uint8_t* panel, int64_t k, Element type, void* out, int64_t stride, int64_t columns);
+namespace avx512vbmi {  // with VNNI and VBMI: Ice Lake, Zen 4 and newer
+extern const Kernels kKernels;
+}
+namespace avx2 {
+extern const Kernels kKernels;
+}
+namespace baseline {  // SSE2, or NEON on aarch64
+extern const Kernels kKernels;
+}
 
 }  // namespace sgl_kernels::nvfp4

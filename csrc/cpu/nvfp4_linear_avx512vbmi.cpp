@@ -10,7 +10,7 @@
 
 #include "nvfp4_vec.h"
 
-namespace sgl_kernels::nvfp4 {
+namespace sgl_kernels::nvfp4::avx512vbmi {
 namespace {
 
 constexpr int64_t kDirectRows = 4;   // digit rows up to which the weight is decoded in registers
@@ -306,8 +306,6 @@ void panel_product(const Linear& layer, const uint8_t* panel, const uint8_t* til
   }
 }
 
-}  // namespace
-
 void encode(const Rows& x, Coding coding, float input_scale, int64_t row_begin, int64_t row_end, int64_t rows,
             uint8_t* tiles, float* row_scale) {
   const int64_t blocks = x.k / kBlock, padded = (blocks + 15) / 16 * 16, count = digits(coding);
@@ -361,4 +359,8 @@ void multiply(const Linear& layer, const uint8_t* tiles, const float* row_scale,
   }
 }
 
-}  // namespace sgl_kernels::nvfp4
+}  // namespace
+
+const Kernels kKernels = {encode, multiply, panel_scratch_bytes, quantize_rows, finite_amax, decode_panel};
+
+}  // namespace sgl_kernels::nvfp4::avx512vbmi

@@ -6,7 +6,7 @@
 
 #include "nvfp4_vec.h"
 
-namespace sgl_kernels::nvfp4 {
+namespace sgl_kernels::nvfp4::avx512vbmi {
 namespace {
 
 constexpr int64_t kChunk = 256;  // elements handled at once: 16 blocks, so that scale arithmetic fills a vector
@@ -266,8 +266,4 @@ void decode_panel(const uint8_t* panel, int64_t k, Element type, void* out, int6
   }
 }
 
-bool supported() {
-  return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
-}
-
-}  // namespace sgl_kernels::nvfp4
+}  // namespace sgl_kernels::nvfp4::avx512vbmi

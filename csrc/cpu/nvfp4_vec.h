@@ -11,7 +11,12 @@
 
 #include "nvfp4.h"
 
-namespace sgl_kernels::nvfp4 {
+namespace sgl_kernels::nvfp4::avx512vbmi {
+
+// nvfp4_quantize_avx512vbmi.cpp, for the table in nvfp4_linear_avx512vbmi.cpp; what they do: nvfp4.h
+void quantize_rows(const Rows& x, float global_scale, int64_t begin, int64_t end, uint8_t* codes, uint8_t* scales);
+float finite_amax(const void* x, Element type, int64_t n);
+void decode_panel(const uint8_t* panel, int64_t k, Element type, void* out, int64_t stride, int64_t columns);
 
 #define SGLK_INLINE inline __attribute__((always_inline))
 
@@ -98,4 +103,4 @@ SGLK_INLINE __m512i block_maxima(const __m512i (&v)[16]) {
   return _mm512_shuffle_i32x4(d, d, 0xD8);  // lanes hold blocks 0-3, 8-11, 4-7, 12-15
 }
 
-}  // namespace sgl_kernels::nvfp4
+}  // namespace sgl_kernels::nvfp4::avx512vbmi

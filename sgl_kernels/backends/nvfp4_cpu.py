@@ -1,4 +1,4 @@
-"""NVFP4 in C++: exact integer products on AVX-512 VNNI (csrc/cpu/nvfp4*.cpp)."""
+"""NVFP4 in C++: exact integer products on AVX-512 VNNI, AVX2, SSE2 and NEON (csrc/cpu/nvfp4*.cpp)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from sgl_kernels.core.verdict import Reason, Rejected
 from sgl_kernels.ops.nvfp4.layouts import PANEL
 from sgl_kernels.ops.nvfp4.spec import LinearFacts, QuantizeFacts
 
-CPU = Requires(platforms=frozenset({"cpu"}), archs=frozenset({"avx512", "avx512bf16"}), dtypes=FLOATS)
-DECODED_ROWS = {"avx512": {torch.float32: 48}, "avx512bf16": {torch.float32: 48, torch.bfloat16: 48}}
+CPU = Requires(platforms=frozenset({"cpu"}), dtypes=FLOATS)
+DECODED_ROWS = {
+    "avx512vbmi": {torch.float32: 48},
+    "avx512vbmi, bf16": {torch.float32: 48, torch.bfloat16: 48},
+    "avx2": {torch.float32: 12},
+    "baseline": {torch.float32: 4},
+}
 """From this many rows W4A16 decodes the weight in slices and multiplies with torch, which then is faster: four
-int8 digits for an fp32 x cost more than fp32 products (M=32: 7.6 ms against 11.8, M=64: 15.6 against 14.8 at
-3072 x 3072 on a Xeon without bf16), two for a bf16 x more than bf16 instructions where there are any."""
+int8 digits for an fp32 x cost more than fp32 products, two for a bf16 x more than bf16 instructions where there are
+any. Measured at 3072 x 3072, see benchmarks/notes/cpu_nvfp4.md."""
 SLICE_BYTES = 2 << 20  # of decoded weight, found in L2 by the product (M=256, fp32: 42.8 ms; 48.3 with 4 MiB)
 
 
@@ -27,8 +32,6 @@ def _extension() -> Any:
     from sgl_kernels.kernels.cpu.loader import load
 
     reason = load()
-    if reason is None:
-        reason = torch.ops.sgl_kernels_cpu.nvfp4_unsupported_reason() or None
     if reason is not None:
         raise RuntimeError(reason)
     return torch.ops.sgl_kernels_cpu
@@ -53,7 +56,10 @@ def _load_quantize(config: Any) -> Callable[..., Any]:
 def _load_linear(config: Any) -> Callable[..., Any]:
     extension = _extension()
     kernel, decode = extension.nvfp4_linear.default, extension.nvfp4_decode.default
-    limits = DECODED_ROWS.get(cpu_arch(), {})
+    level = extension.nvfp4_level()
+    if level == "avx512vbmi" and cpu_arch() == "avx512bf16":
+        level += ", bf16"
+    limits = DECODED_ROWS[level]
 
     def run(
         x: Tensor, weight: Tensor, weight_scale: Tensor, global_scale: Tensor, bias: Tensor | None,
@@ -110,10 +116,10 @@ def _rejects_linear(f: LinearFacts) -> Rejected | None:
 IMPLEMENTATIONS = (
     Implementation(
         op="nvfp4_quantize", backend="cpu", rank=50, load=_load_quantize, requires=CPU, rejects=_rejects_quantize,
-        doc="AVX-512 VBMI, bit-equal to the reference",
+        doc="AVX-512, AVX2, SSE2 or NEON, bit-equal to the reference",
     ),
     Implementation(
         op="nvfp4_linear", backend="cpu", rank=50, load=_load_linear, requires=CPU, rejects=_rejects_linear,
-        doc="AVX-512 VNNI: W4A16, W4A8 and exact W4A4",
+        doc="AVX-512 VNNI, AVX2, SSE2 or NEON: W4A16, W4A8 and exact W4A4",
     ),
 )  # fmt: skip
