@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import torch
 
 MIN_SAMPLE_S = 2e-3
+LONG_S = 0.5
 CLOCKS = ("wall", "cpu")
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -104,21 +105,26 @@ def interleave(
     rounds: int,
     budget_s: float,
     clock: Callable[[], float] = time.perf_counter,
+    settle_s: float = 0.0,
 ) -> dict[str, Timing]:
     """Time every candidate in turns. Each is a sequence of calls over copies of the inputs, rotated through.
 
-    Stops early when `budget_s` is spent, after at least three rounds.
+    Stops early when `budget_s` is spent, after at least three rounds. `settle_s` is a pause before each sample, for
+    candidates with thread pools of their own, whose idle workers spin for a while.
     """
     wait = _waiter(device)
     repeats = {}
     for name, variants in calls.items():
+        start = time.perf_counter()
         for call in variants:
             call()
         wait()
-        start = time.perf_counter()
-        variants[0]()
-        wait()
-        once = max(time.perf_counter() - start, 1e-7)
+        once = (time.perf_counter() - start) / len(variants)
+        if once < LONG_S:  # warm now; of a long call the first is as good, and a second would cost seconds
+            start = time.perf_counter()
+            variants[0]()
+            wait()
+            once = max(time.perf_counter() - start, 1e-7)
         repeats[name] = max(1, min(10_000, round(MIN_SAMPLE_S / once)), len(variants) if once < 0.05 else 1)
     names = list(calls)
     samples: dict[str, list[float]] = {name: [] for name in names}
@@ -131,6 +137,8 @@ def interleave(
                 break
             turn = number % len(names)
             for name in names[turn:] + names[:turn]:
+                if settle_s:
+                    time.sleep(settle_s)
                 samples[name].append(_sample(calls[name], repeats[name], number, clock, wait))
     finally:
         if was_enabled:

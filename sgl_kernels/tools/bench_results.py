@@ -115,16 +115,16 @@ def save(path: Path, fresh: dict[str, Any]) -> dict[str, Any]:
         fresh["results"] = sorted(kept + fresh["results"], key=lambda row: [str(row[k]) for k in IDENTITY])
         fresh["ceilings"] = [c for c in old["ceilings"] if c["threads"] not in measured] + fresh["ceilings"]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_rounded(fresh), indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(rounded(fresh), indent=1) + "\n", encoding="utf-8")
     return fresh
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Five figures: more are noise, and make every diff long. Whole numbers stay."""
     if isinstance(value, dict):
-        return {str(k): _rounded(v) for k, v in value.items()}
+        return {str(k): rounded(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(v) for v in value]
+        return [rounded(v) for v in value]
     if isinstance(value, float):
         return float(f"{value:.5g}") if math.isfinite(value) else None
     return value

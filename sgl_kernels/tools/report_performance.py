@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sgl_kernels.tools import bench_dispatch, report_gpu
+from sgl_kernels.tools import bench_dispatch, bench_peers, report_gpu
 from sgl_kernels.tools.bench import COMPILED, EAGER
 from sgl_kernels.tools.bench_goals import compare
 from sgl_kernels.tools.bench_results import ceilings_table, geometric_mean, is_result, load
@@ -52,14 +52,14 @@ def render(results: Path) -> str:
 def _machine(folder: Path) -> str:
     documents = [(path, load(path)) for path in sorted(folder.glob("*.json")) if is_result(path)]
     dispatch = folder / "dispatch.json"
+    peers = folder / "peers.json"
     steps = report_gpu.steps(folder)
-    if not documents and not dispatch.is_file() and not steps:
+    firsts = [d for _, d in documents[:1]]
+    firsts += [json.loads(path.read_text("utf-8")) for path in (dispatch, peers) if path.is_file()]
+    firsts += steps[:1]
+    if not firsts:
         return ""
-    first = (
-        documents[0][1]
-        if documents
-        else (json.loads(dispatch.read_text("utf-8")) if dispatch.is_file() else steps[0])
-    )
+    first = firsts[0]
     machine, versions = first["machine"], first["versions"]
     parts = [
         f"## {machine['cpu']}, {machine['device']}",
@@ -77,6 +77,8 @@ def _machine(folder: Path) -> str:
     goals = compare([row for _, document in documents for row in document["results"]], machine["arch"])
     if goals.rows:
         parts += ["### Goals", GOALS_NOTE, markdown_table(goals)]
+    if peers.is_file():
+        parts += _peers(bench_peers.load(peers), folder.name)
     for path, document in documents:
         parts += _family(path, document)
     return "\n\n".join(parts)
@@ -90,6 +92,31 @@ def _auto(steps: Sequence[dict[str, Any]]) -> list[str]:
         return []
     table = report_gpu.auto_table(rows)
     return [table.note, *([markdown_table(table)] if table.rows else [])]
+
+
+def _peers(document: dict[str, Any], folder: str) -> list[str]:
+    """The section on other libraries: goals, means, every case, and what has no figure."""
+    rows, settings = document["rows"], document["settings"]
+    clock = "CPU time of the process" if settings.get("clock") == "cpu" else "wall time"
+    parts = [
+        "### Against other libraries",
+        bench_peers.NOTE,
+        f"Measured {document['date']} with `make bench-peers`: {clock}, load average at the start "
+        f"{settings.get('load_average', 'not recorded')}, file `benchmarks/results/{folder}/peers.json`.",
+    ]
+    parts.append("\n".join(_about(name, about) for name, about in sorted(document["peers"].items())))
+    for make in (bench_peers.compare, bench_peers.summary, bench_peers.detail, bench_peers.gaps):
+        table = make(rows)
+        parts += [markdown_table(table)] if table.rows else []
+    return parts
+
+
+def _about(name: str, about: dict[str, Any]) -> str:
+    """One line on a peer: its versions, or why it does not run here, and what is to know."""
+    if not about.get("versions"):
+        return f"- {name}: not available here ({about.get('unavailable', 'its process did not start')})"
+    packages = ", ".join(f"{package} {version}" for package, version in about["versions"].items())
+    return f"- {packages}" + (f": {about['note']}" if about.get("note") else "")
 
 
 def _family(path: Path, document: dict[str, Any]) -> list[str]:
