@@ -15,9 +15,9 @@ static Moments moments(const MomentsArgs& args) {
     const float count = static_cast<float>(args.count);
     float centre[1] = {0.0f};
     Totals total[1];
-    row_sums<Sum::values>(x, args.count, centre, total);
+    row_sums<Sum::values, T>(x, args.count, centre, nullptr, total);
     centre[0] = total[0].first / count;
-    row_sums<kDeviations<T>>(x, args.count, centre, total);
+    row_sums<kDeviations<T>, T>(x, args.count, centre, nullptr, total);
     const double correction = total[0].first / count;
     result = {centre[0] + correction, total[0].squares - count * correction * correction};
   });

@@ -105,7 +105,7 @@ SGL_INLINE void rope_block(const RopeArgs& args, int64_t head, bool past_caches)
     x[h] = row<T>(args.x, args.x_step, head + h);
   }
   if constexpr (normalised) {
-    statistics<Norm::rms>(x, args.dim, args.eps, row_statistics);
+    statistics<Norm::rms>(x, args.dim, args.eps, nullptr, row_statistics);
   }
   for (int h = 0; h < heads; ++h) {
     T* out = row<T>(args.out, args.out_step, head + h);

@@ -111,7 +111,19 @@ SGL_INLINE Raw<T> narrow(Pair v) {
   if constexpr (sizeof(T) == 4) {
     return {v.a, v.b};
   } else if constexpr (kEvenOdd<T>) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    // Both halves of a lane at once, 9 operations in place of 11: what is cut off, where it and the last kept bit ask
+    // for one more (ties to even), and the carry.
+    const __m256i a = (__m256i)v.a, b = (__m256i)v.b;
+    const __m256i kept = _mm256_blend_epi16(_mm256_srli_epi32(a, 16), b, 0xaa);
+    const __m256i cut = _mm256_blend_epi16(a, _mm256_slli_epi32(b, 16), 0xaa);
+    const __m256i above_half = _mm256_xor_si256(cut, _mm256_set1_epi16(-0x8000));
+    const __m256i odd = _mm256_and_si256(kept, _mm256_set1_epi16(1));
+    const __m256i up = _mm256_cmpgt_epi16(_mm256_adds_epi16(above_half, odd), _mm256_setzero_si256());
+    return {(U)_mm256_sub_epi16(kept, up)};
+#else
     return {(round_to_bf16(v.a) >> 16) | (round_to_bf16(v.b) & 0xffff0000u)};
+#endif
   } else {
 #if defined(__AVX512F__)
     const __m256i low = _mm512_cvtps_ph(v.a, _MM_FROUND_TO_NEAREST_INT);
@@ -134,13 +146,19 @@ SGL_INLINE Raw<T> narrow(Pair v) {
 
 template <class T>
 SGL_INLINE Pair load(const T* from) {
+#if defined(__F16C__) && !defined(__AVX512F__)
+  if constexpr (kHalf<T> && !kEvenOdd<T>) {  // from memory: no extraction of the upper half
+    const __m128i* halves = reinterpret_cast<const __m128i*>(from);
+    return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
+  }
+#endif
   return widen(read(from));
 }
 
 // A whole block, or its first `count` elements where fewer remain; the others are zero.
 template <class T>
 SGL_INLINE Pair load(const T* from, int64_t count) {
-  return widen(count >= kBlock ? read(from) : read(from, count));
+  return count >= kBlock ? load(from) : widen(read(from, count));
 }
 
 }  // namespace SGL_ISA

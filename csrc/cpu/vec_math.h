@@ -30,8 +30,14 @@ SGL_INLINE F exponential(F x) {
   return times_power(p, whole);
 }
 
-// x / (1 + 2^t). A factor of exactly 0 for large t makes NaN of -inf, as torch does; NaN in x stays.
-SGL_INLINE F quick_gate(F x, F t) { return x * reciprocal<false>(1.0f + quick_power(t)); }
+// x / (1 + 2^t). Infinity for large t makes NaN of -inf, as torch does; NaN in x stays.
+SGL_INLINE F quick_gate(F x, F t) {
+#if defined(__AVX512F__)
+  return x * reciprocal<false>(1.0f + quick_power(t));
+#else
+  return x / (1.0f + quick_power(t));
+#endif
+}
 
 // x / (1 + e^-gate), with the same zero.
 SGL_INLINE F exact_gate(F x, F gate) {
