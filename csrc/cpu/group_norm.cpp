@@ -189,8 +189,8 @@ std::vector<float> as_floats(const ParamTensor& param, int64_t size) {
   return values;
 }
 
-Tensor group_norm(const Tensor& x, int64_t num_groups, OptionalTensor weight, OptionalTensor bias, double eps,
-                  std::string activation) {
+Tensor group_norm_into(const Tensor& x, int64_t num_groups, OptionalTensor weight, OptionalTensor bias, double eps,
+                       std::string activation, OptionalTensor given) {
   STD_TORCH_CHECK(x.dim() >= 2, kOp, ": x has ", x.dim(), " dimensions, expected at least 2: (batch, channels, ...)");
   const int64_t channels = x.size(1);
   STD_TORCH_CHECK(num_groups > 0 && channels % num_groups == 0, kOp, ": num_groups is ", num_groups,
@@ -199,7 +199,9 @@ Tensor group_norm(const Tensor& x, int64_t num_groups, OptionalTensor weight, Op
                   "', expected 'none' or 'silu'");
   const Dtype dtype = row_dtype(kOp, "x", x);
   const ParamTensor weight_param(kOp, "weight", weight, channels), bias_param(kOp, "bias", bias, channels);
-  Tensor out = torch::stable::empty_like(x);
+  Tensor out = given.has_value() ? *given : torch::stable::empty_like(x);
+  check_same_shape(kOp, "out", out, "x", x);
+  check_same_dtype(kOp, "out", out, "x", x);
   if (x.numel() == 0) {
     return out;
   }
@@ -234,12 +236,24 @@ Tensor group_norm(const Tensor& x, int64_t num_groups, OptionalTensor weight, Op
   return out;
 }
 
+Tensor group_norm(const Tensor& x, int64_t num_groups, OptionalTensor weight, OptionalTensor bias, double eps,
+                  std::string activation) {
+  return group_norm_into(x, num_groups, weight, bias, eps, activation, {});
+}
+
 }  // namespace
 }  // namespace sgl_kernels
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sgl_kernels_cpu, m) {
   m.def(
       "group_norm(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, str activation) -> Tensor");
+  // The same into given tensors; null asks for a fresh one.
+  m.def(
+      "group_norm_out(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, str activation, "
+      "Tensor(a!)? out) -> Tensor(a!)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(sgl_kernels_cpu, CPU, m) { m.impl("group_norm", TORCH_BOX(&sgl_kernels::group_norm)); }
+STABLE_TORCH_LIBRARY_IMPL(sgl_kernels_cpu, CPU, m) {
+  m.impl("group_norm", TORCH_BOX(&sgl_kernels::group_norm));
+  m.impl("group_norm_out", TORCH_BOX(&sgl_kernels::group_norm_into));
+}

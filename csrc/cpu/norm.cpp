@@ -61,18 +61,20 @@ class Affine {
   int64_t scale_offset_ = -1, shift_offset_ = -1;
 };
 
-Tensor normalised(const char* op, const Tensor& x, const Modulation& modulation, Norm norm, double eps) {
+Tensor normalised(const char* op, const Tensor& x, const Modulation& modulation, Norm norm, double eps,
+                  const OptionalTensor& given) {
   const Dtype dtype = row_dtype(op, "x", x);
   const int64_t dim = x.size(-1), row_bytes = dim * item_bytes(dtype);
   const Tensor rows = with_adjacent_columns(x);
-  Tensor out = empty_contiguous(x, sizes_of(x));
+  const Output output(op, "out", x, sizes_of(x), given);
+  const Tensor& out = output.tensor();
   RowPlan plan(op, x);
   const int from = plan.add(rows), to = plan.add(out);
   const int scale = plan.add_held(modulation.scale, x), shift = plan.add_held(modulation.shift, x);
   plan.finish();
   const char* in = static_cast<const char*>(rows.const_data_ptr());
   char* result = static_cast<char*>(out.mutable_data_ptr());
-  const bool stream = should_stream(2 * plan.rows() * row_bytes, result, row_bytes);
+  const bool stream = plan.should_stream(to, 2 * plan.rows() * row_bytes, result, row_bytes);
   parallel_rows(plan.rows(), dim, [&](int64_t begin, int64_t end) {
     Scratch memory(Affine::floats(dim) * 4);
     Affine affine(modulation, norm, dtype, dim, memory.floats());
@@ -82,33 +84,46 @@ Tensor normalised(const char* op, const Tensor& x, const Modulation& modulation,
                       plan.step(to), run.rows, dim, static_cast<float>(eps), affine.gain(), affine.shift()});
     });
   });
-  return out;
+  return output.finish();
+}
+
+Tensor rms_norm_into(const Tensor& x, OptionalTensor weight, double eps, double weight_offset, OptionalTensor out) {
+  check_columns("rms_norm", "x", x);
+  const Modulation modulation("rms_norm", x.size(-1), weight, {}, {}, {}, weight_offset);
+  return normalised("rms_norm", x, modulation, Norm::rms, eps, out);
 }
 
 Tensor rms_norm(const Tensor& x, OptionalTensor weight, double eps, double weight_offset) {
-  check_columns("rms_norm", "x", x);
-  const Modulation modulation("rms_norm", x.size(-1), weight, {}, {}, {}, weight_offset);
-  return normalised("rms_norm", x, modulation, Norm::rms, eps);
+  return rms_norm_into(x, weight, eps, weight_offset, {});
+}
+
+Tensor layer_norm_into(const Tensor& x, OptionalTensor weight, OptionalTensor bias, double eps, OptionalTensor out) {
+  check_columns("layer_norm", "x", x);
+  const Modulation modulation("layer_norm", x.size(-1), weight, bias, {}, {}, 0.0);
+  return normalised("layer_norm", x, modulation, Norm::layer, eps, out);
 }
 
 Tensor layer_norm(const Tensor& x, OptionalTensor weight, OptionalTensor bias, double eps) {
-  check_columns("layer_norm", "x", x);
-  const Modulation modulation("layer_norm", x.size(-1), weight, bias, {}, {}, 0.0);
-  return normalised("layer_norm", x, modulation, Norm::layer, eps);
+  return layer_norm_into(x, weight, bias, eps, {});
+}
+
+Tensor norm_scale_shift_into(const Tensor& x, OptionalTensor scale, OptionalTensor shift, OptionalTensor weight,
+                             OptionalTensor bias, double eps, std::string norm, OptionalTensor out) {
+  const char* op = "norm_scale_shift";
+  check_columns(op, "x", x);
+  const Modulation modulation(op, x.size(-1), weight, bias, scale, shift, 0.0);
+  return normalised(op, x, modulation, parse_norm(op, norm), eps, out);
 }
 
 Tensor norm_scale_shift(const Tensor& x, OptionalTensor scale, OptionalTensor shift, OptionalTensor weight,
                         OptionalTensor bias, double eps, std::string norm) {
-  const char* op = "norm_scale_shift";
-  check_columns(op, "x", x);
-  const Modulation modulation(op, x.size(-1), weight, bias, scale, shift, 0.0);
-  return normalised(op, x, modulation, parse_norm(op, norm), eps);
+  return norm_scale_shift_into(x, scale, shift, weight, bias, eps, norm, {});
 }
 
-std::tuple<Tensor, Tensor> residual_gate_norm_scale_shift(const Tensor& residual, const Tensor& x,
-                                                          OptionalTensor gate, OptionalTensor scale,
-                                                          OptionalTensor shift, OptionalTensor weight,
-                                                          OptionalTensor bias, double eps, std::string norm_name) {
+std::tuple<Tensor, Tensor> residual_into(const Tensor& residual, const Tensor& x, OptionalTensor gate,
+                                         OptionalTensor scale, OptionalTensor shift, OptionalTensor weight,
+                                         OptionalTensor bias, double eps, std::string norm_name,
+                                         OptionalTensor given_out, OptionalTensor given_sums) {
   const char* op = "residual_gate_norm_scale_shift";
   check_columns(op, "x", x);
   check_same_shape(op, "residual", residual, "x", x);
@@ -119,7 +134,8 @@ std::tuple<Tensor, Tensor> residual_gate_norm_scale_shift(const Tensor& residual
   const Modulation modulation(op, dim, weight, bias, scale, shift, 0.0);
   const ParamTensor gate_param(op, "gate", gate);
   const Tensor x_rows = with_adjacent_columns(x), residual_rows = with_adjacent_columns(residual);
-  Tensor out = empty_contiguous(x, sizes_of(x)), residual_out = empty_contiguous(x, sizes_of(x));
+  const Output normed(op, "out", x, sizes_of(x), given_out), summed(op, "residual_out", x, sizes_of(x), given_sums);
+  const Tensor &out = normed.tensor(), &residual_out = summed.tensor();
 
   RowPlan plan(op, x);
   const int from = plan.add(x_rows), base = plan.add(residual_rows), to = plan.add(out), sum = plan.add(residual_out);
@@ -131,7 +147,8 @@ std::tuple<Tensor, Tensor> residual_gate_norm_scale_shift(const Tensor& residual
   char* result = static_cast<char*>(out.mutable_data_ptr());
   char* sums = static_cast<char*>(residual_out.mutable_data_ptr());
   const int64_t moved = 4 * plan.rows() * row_bytes;
-  const bool stream = should_stream(moved, result, row_bytes) && should_stream(moved, sums, row_bytes);
+  const bool stream =
+      plan.should_stream(to, moved, result, row_bytes) && plan.should_stream(sum, moved, sums, row_bytes);
 
   parallel_rows(plan.rows(), 2 * dim, [&](int64_t begin, int64_t end) {
     const int64_t affine_bytes = Affine::floats(dim) * 4, gate_bytes = padded(dim) * 4;
@@ -152,7 +169,14 @@ std::tuple<Tensor, Tensor> residual_gate_norm_scale_shift(const Tensor& residual
                                plan.step(from), sums + run.offset[sum], plan.step(sum), prepared_gate, keep});
     });
   });
-  return {out, residual_out};
+  return {normed.finish(), summed.finish()};
+}
+
+std::tuple<Tensor, Tensor> residual_gate_norm_scale_shift(const Tensor& residual, const Tensor& x,
+                                                          OptionalTensor gate, OptionalTensor scale,
+                                                          OptionalTensor shift, OptionalTensor weight,
+                                                          OptionalTensor bias, double eps, std::string norm) {
+  return residual_into(residual, x, gate, scale, shift, weight, bias, eps, norm, {}, {});
 }
 
 }  // namespace
@@ -167,6 +191,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(sgl_kernels_cpu, m) {
   m.def(
       "residual_gate_norm_scale_shift(Tensor residual, Tensor x, Tensor? gate, Tensor? scale, Tensor? shift, "
       "Tensor? weight, Tensor? bias, float eps, str norm) -> (Tensor, Tensor)");
+  // The same into given tensors; null asks for a fresh one.
+  m.def("rms_norm_out(Tensor x, Tensor? weight, float eps, float weight_offset, Tensor(a!)? out) -> Tensor(a!)");
+  m.def("layer_norm_out(Tensor x, Tensor? weight, Tensor? bias, float eps, Tensor(a!)? out) -> Tensor(a!)");
+  m.def(
+      "norm_scale_shift_out(Tensor x, Tensor? scale, Tensor? shift, Tensor? weight, Tensor? bias, float eps, "
+      "str norm, Tensor(a!)? out) -> Tensor(a!)");
+  m.def(
+      "residual_gate_norm_scale_shift_out(Tensor residual, Tensor x, Tensor? gate, Tensor? scale, Tensor? shift, "
+      "Tensor? weight, Tensor? bias, float eps, str norm, Tensor(a!)? out, Tensor(b!)? residual_out) "
+      "-> (Tensor(a!), Tensor(b!))");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sgl_kernels_cpu, CPU, m) {
@@ -174,4 +208,8 @@ STABLE_TORCH_LIBRARY_IMPL(sgl_kernels_cpu, CPU, m) {
   m.impl("layer_norm", TORCH_BOX(&sgl_kernels::layer_norm));
   m.impl("norm_scale_shift", TORCH_BOX(&sgl_kernels::norm_scale_shift));
   m.impl("residual_gate_norm_scale_shift", TORCH_BOX(&sgl_kernels::residual_gate_norm_scale_shift));
+  m.impl("rms_norm_out", TORCH_BOX(&sgl_kernels::rms_norm_into));
+  m.impl("layer_norm_out", TORCH_BOX(&sgl_kernels::layer_norm_into));
+  m.impl("norm_scale_shift_out", TORCH_BOX(&sgl_kernels::norm_scale_shift_into));
+  m.impl("residual_gate_norm_scale_shift_out", TORCH_BOX(&sgl_kernels::residual_into));
 }

@@ -52,6 +52,32 @@ Tensor empty_contiguous(const Tensor& x, const std::vector<int64_t>& sizes) {
   return torch::stable::new_empty(x, torch::headeronly::IntHeaderOnlyArrayRef(sizes.data(), sizes.size()));
 }
 
+Output::Output(const char* op, const char* name, const Tensor& x, const std::vector<int64_t>& sizes,
+               const OptionalTensor& given)
+    : given_(given), written_(given.has_value() ? *given : empty_contiguous(x, sizes)) {
+  if (!given.has_value()) {
+    return;
+  }
+  const auto have = given->sizes();
+  STD_TORCH_CHECK(std::equal(have.begin(), have.end(), sizes.begin(), sizes.end()), op, ": ", name, " has shape ",
+                  shape_text(*given), ", which is not that of the result");
+  check_same_dtype(op, name, *given, "x", x);
+  if (given->size(-1) > 1 && given->stride(-1) != 1) {
+    written_ = empty_contiguous(x, sizes);
+  }
+}
+
+Tensor Output::finish() const {
+  if (!given_.has_value()) {
+    return written_;
+  }
+  if (given_->const_data_ptr() != written_.const_data_ptr()) {
+    Tensor given = *given_;
+    torch::stable::copy_(given, written_);
+  }
+  return *given_;
+}
+
 void check_same_shape(const char* op, const char* name, const Tensor& t, const char* other, const Tensor& x) {
   const auto have = t.sizes(), want = x.sizes();
   STD_TORCH_CHECK(std::equal(have.begin(), have.end(), want.begin(), want.end()), op, ": ", name, " has shape ",
@@ -189,6 +215,14 @@ void RowPlan::finish() {
 
 bool RowPlan::is_dense(int operand, int64_t row_bytes) const {
   return dims_ == 0 || (dims_ == 1 && dim_[0].stride[operand] == row_bytes);
+}
+
+bool RowPlan::should_stream(int operand, int64_t moved_bytes, const void* out, int64_t row_bytes) const {
+  int64_t steps = row_bytes;
+  for (int d = 0; d < dims_; ++d) {
+    steps |= dim_[d].stride[operand];
+  }
+  return sgl_kernels::should_stream(moved_bytes, out, steps);
 }
 
 RowPlan::Run RowPlan::run_at(int64_t row, int64_t end) const {

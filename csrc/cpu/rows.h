@@ -24,6 +24,22 @@ Tensor with_adjacent_columns(const Tensor& t);
 Tensor empty_contiguous(const Tensor& x, const std::vector<int64_t>& sizes);
 std::vector<int64_t> sizes_of(const Tensor& t);
 
+// Where a result is written: a fresh contiguous tensor, or the one the caller gave, by way of a fresh one where its
+// columns are not adjacent. That a given one overlaps no input wrongly is for the caller to see to.
+class Output {
+ public:
+  Output(const char* op, const char* name, const Tensor& x, const std::vector<int64_t>& sizes,
+         const OptionalTensor& given);
+
+  const Tensor& tensor() const { return written_; }
+  // The result. Call once, when all of tensor() is written.
+  Tensor finish() const;
+
+ private:
+  OptionalTensor given_;
+  Tensor written_;
+};
+
 void check_same_shape(const char* op, const char* name, const Tensor& t, const char* other, const Tensor& x);
 void check_same_dtype(const char* op, const char* name, const Tensor& t, const char* other, const Tensor& x);
 void check_columns(const char* op, const char* name, const Tensor& x);
@@ -75,6 +91,9 @@ class RowPlan {
   int64_t step(int operand) const { return dims_ == 0 ? 0 : dim_[dims_ - 1].stride[operand]; }
   // Whether operand's rows of `row_bytes` follow each other without a gap.
   bool is_dense(int operand, int64_t row_bytes) const;
+  // Whether to write operand's rows of `row_bytes`, which lie from `out` on, past the caches: only where what the op
+  // moves exceeds them, and each row begins and ends with a cache line.
+  bool should_stream(int operand, int64_t moved_bytes, const void* out, int64_t row_bytes) const;
 
   // f(run) for the rows [begin, end).
   template <class Function>

@@ -30,12 +30,22 @@ def _loader(op: str) -> Callable[[Any], Callable[..., Any]]:
     return load_op
 
 
+def _loader_out(op: str) -> Callable[[Any], Callable[..., Any]]:
+    def load_op_out(config: Any) -> Callable[..., Any]:
+        kernel = _loader(f"{op}_out")(config)
+        return lambda *args, out: kernel(*args, *out)
+
+    return load_op_out
+
+
 def _unless_tiny(facts: Any, device: Device) -> int:
     return FIRST if facts.rows * facts.dim >= TINY else BEHIND
 
 
 def _implementation(op: str, doc: str, rank: Rank = FIRST) -> Implementation:
-    return Implementation(op=op, backend="cpu", rank=rank, load=_loader(op), requires=CPU, doc=doc)
+    return Implementation(
+        op=op, backend="cpu", rank=rank, load=_loader(op), load_out=_loader_out(op), requires=CPU, doc=doc
+    )
 
 
 IMPLEMENTATIONS = (

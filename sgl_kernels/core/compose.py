@@ -21,7 +21,10 @@ Run = Callable[..., Any]
 
 
 def composed(run: Run, op: Op, selection: Selection, dispatcher: Dispatcher, cast: torch.dtype | None) -> Run:
-    """`run` inside everything this dispatcher's settings ask for. With nothing asked for: `run` itself."""
+    """`run` inside everything this dispatcher's settings ask for. With nothing asked for: `run` itself.
+
+    What wraps it passes a keyword on: `out`, of a call that writes into given tensors (core/into.py).
+    """
     implementation = dispatcher.implementation(op.name, selection.chosen)
     settings = dispatcher.settings
     if implementation.launches_on_current_device and selection.device.platform != "cpu":
@@ -44,9 +47,9 @@ def composed(run: Run, op: Op, selection: Selection, dispatcher: Dispatcher, cas
 
 
 def _guarded(run: Run) -> Run:
-    def on_device(*args: Any) -> Any:
+    def on_device(*args: Any, **out: Any) -> Any:
         with torch.get_device_module(args[0].device.type).device(args[0].device):
-            return run(*args)
+            return run(*args, **out)
 
     return on_device
 
@@ -54,12 +57,14 @@ def _guarded(run: Run) -> Run:
 def _checked(run: Run, op: Op) -> Run:
     """Validate every call, and refuse non-finite results that finite inputs produced."""
 
-    def checked(*args: Any) -> Any:
+    def checked(*args: Any, **into: Any) -> Any:
         op.check(*args)
-        out = run(*args)
+        finite = _all_finite(args) if into else None  # asked before: an input may be overwritten
+        out = run(*args, **into)
         outs = out if isinstance(out, tuple) else (out,)
         first = outs[0]
-        if first.is_floating_point() and not bool(torch.isfinite(first).all()) and _all_finite(args):
+        wrong = first.is_floating_point() and not bool(torch.isfinite(first).all())
+        if wrong and (_all_finite(args) if finite is None else finite):
             raise FloatingPointError(f"{op.name}: finite inputs gave a non-finite result (check is on)")
         return out
 

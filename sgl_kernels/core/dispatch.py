@@ -87,6 +87,22 @@ class Dispatcher:
         self.bound[key] = run
         return run
 
+    def bind_into(self, op: Op, key: Key, backend: str | None, args: tuple[Any, ...], copying: Run) -> Run:
+        """As `bind`, for a call that writes into given tensors: `copying` where the chosen backend cannot."""
+        facts = op.facts(*args)
+        selection, _ = self._resolve(op, backend, facts, probe(args[0].device))
+        implementation = self.implementation(op.name, selection.chosen)
+        run = copying
+        if implementation.load_out is not None:
+            loaded = implementation.load_out(self._config(implementation, selection.config))
+            run = compose.composed(loaded, op, selection, self, None)
+            self.selections[(op, backend, facts, args[0].device, None)] = selection
+        if key is not None:
+            if len(self.bound) >= MAX_BOUND:
+                self.bound.clear()
+            self.bound[key] = run
+        return run
+
     def forget(self) -> None:
         """Drop every binding, so that the next call of each shape is decided anew."""
         self.bound.clear()

@@ -52,6 +52,9 @@ class Implementation:
     fidelity: Fidelity = Fidelity.EXACT
     differentiable: bool = False
     traceable: bool = False  # plain aten: better inlined for Inductor
+    load_out: Callable[[Any], Callable[..., Any]] | None = (
+        None  # as `load`, but run takes out=(tensors), of any strides, fills them and returns what the op returns
+    )
     configs: Callable[[Any, Device], Sequence[Any]] | None = None  # [0] is the heuristic default
     options: Mapping[str, str] = field(default_factory=dict)  # option of the settings -> what it does
     launches_on_current_device: bool = False  # Triton and friends: compose a device guard

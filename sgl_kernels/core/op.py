@@ -146,6 +146,10 @@ class Op:
     sampled: Callable[[Any, tuple[Any, ...], int], tuple[Tensor, Tensor]] | None = (
         None  # (result, arguments, turn) -> some rows of the result, and the exact ones; see core/guard.py
     )
+    in_place: Callable[..., tuple[tuple[tuple[str, Tensor], ...], ...]] | None = (
+        None  # schema arguments -> for each result the (argument, tensor) that out= may be, whole: every kernel
+        # reads a row of it before it writes that row
+    )
     arguments: tuple[Argument, ...] = field(init=False)
 
     def __post_init__(self) -> None:

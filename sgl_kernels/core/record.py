@@ -56,10 +56,10 @@ class Recorder:
     def wrap(self, run: Callable[..., Any], op: Op, selection: Selection) -> Callable[..., Any]:
         """`run`, counted and timed."""
 
-        def recorded(*args: Any) -> Any:
+        def recorded(*args: Any, **into: Any) -> Any:
             start = time.perf_counter()
             try:
-                return run(*args)
+                return run(*args, **into)
             finally:
                 if self.synchronize and args[0].device.type not in ("cpu", "meta"):
                     torch.get_device_module(args[0].device.type).synchronize()

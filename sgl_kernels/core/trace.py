@@ -37,7 +37,7 @@ def traced(run: Run, op: Op, selection: Selection, settings: TraceSettings) -> R
     level = settings.level
     write(settings.dest, _stamp(f"bound {name}: {selection.why}") + _indent(str(selection)))
 
-    def logged(*args: Any) -> Any:
+    def logged(*args: Any, **into: Any) -> Any:
         text = _stamp(f"call {name}")
         if level >= METADATA:
             text += _values(names, args, level)
@@ -45,7 +45,7 @@ def traced(run: Run, op: Op, selection: Selection, settings: TraceSettings) -> R
         dump = _start_dump(op, selection, args, settings) if level >= DUMPS else None
         start = time.perf_counter()
         try:
-            out = run(*args)
+            out = run(*args, **into)
         except BaseException as error:
             write(settings.dest, _stamp(f"raised {name}: {type(error).__name__}: {error}"))
             if dump is not None:

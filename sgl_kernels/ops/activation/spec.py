@@ -87,6 +87,12 @@ def _like_gated(x: Tensor, up: Tensor | None = None, *rest: Any) -> Tensor:
     return _like(x) if up is not None else x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
 
 
+def _gate_or_up(x: Tensor, up: Tensor | None = None, *rest: Any) -> Any:
+    if up is not None:
+        return ((("x", x), ("up", up)),)
+    return (tuple(("x", half) for half in x.chunk(2, -1)),)
+
+
 def _cost_gated(x: Tensor, up: Tensor | None = None, *rest: Any) -> Cost:
     out = x.numel() if up is not None else x.numel() // 2
     return Cost(8 * out, 3 * out * x.element_size())
@@ -108,6 +114,7 @@ SILU_MUL = registry.define(
         cost=_cost_gated,
         family="activation",
         doc="silu(gate) * up",
+        in_place=_gate_or_up,
     )
 )
 GELU_TANH = registry.define(
@@ -122,6 +129,7 @@ GELU_TANH = registry.define(
         cost=_cost_plain,
         family="activation",
         doc="GELU by its tanh approximation",
+        in_place=lambda x: ((("x", x),),),
     )
 )
 GELU_MUL = registry.define(
@@ -136,5 +144,6 @@ GELU_MUL = registry.define(
         cost=_cost_gated,
         family="activation",
         doc="gelu(gate) * up",
+        in_place=_gate_or_up,
     )
 )

@@ -10,6 +10,7 @@ from torch.compiler import is_dynamo_compiling as is_compiling
 from sgl_kernels.core.dispatch import Key, bind, current
 from sgl_kernels.core.torch_op import define
 from sgl_kernels.ops._fingerprint import fingerprint
+from sgl_kernels.ops._into import write
 from sgl_kernels.ops._key import is_opaque
 from sgl_kernels.ops.attention.spec import ATTENTION, ATTENTION_LSE, ATTENTION_VARLEN
 
@@ -25,6 +26,7 @@ def attention(
     scale: float | None = None,
     window_size: tuple[int, int] | None = None,
     softcap: float = 0.0,
+    out: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Scaled dot-product attention.
@@ -39,12 +41,16 @@ def attention(
     apply together. Rows with no key to attend to are zero.
 
     dtypes: float32, bfloat16, float16 everywhere; float64 on the torch floor. q, k and v share one.
+    out, shaped as the result and apart from every input, receives it (a copy, so far, on every backend) and is
+    returned.
 
     Raises UnsupportedError if `backend` is given and cannot serve the call: the message is the selection
     table. Raises ValueError or TypeError for arguments that do not fit each other.
     """
     left, right = (-1, -1) if window_size is None else window_size
     args = (q, k, v, attn_mask, is_causal, causal_alignment, scale, left, right, softcap)
+    if out is not None:
+        return write(ATTENTION, _eager, _attention, args, out, backend)
     if is_compiling() or (type(q) is not Tensor and is_opaque(q)):
         return _attention(*args, backend=backend)
     # The body of _dense_eager once more: a frame less is 0.1 us less, on a call whose overhead is 1 us.

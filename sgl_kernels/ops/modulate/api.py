@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sgl_kernels.core.dispatch import Key, bind, current
 from sgl_kernels.core.torch_op import define
+from sgl_kernels.ops._into import write
 from sgl_kernels.ops._key import grad, is_opaque, of
 from sgl_kernels.ops.modulate.spec import GATE_RESIDUAL, SCALE_SHIFT
 
@@ -53,7 +54,12 @@ _gate_residual = define(GATE_RESIDUAL, _eager_gate)
 
 
 def scale_shift(
-    x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, *, backend: str | None = None
+    x: Tensor,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """x * (1 + scale) + shift, in float32 with one rounding at the end.
 
@@ -61,17 +67,27 @@ def scale_shift(
     (B, 1, D), (B, S, D), or per frame (B, F, 1, D) with F dividing S.
 
     Raises UnsupportedError if `backend` cannot serve the call, ValueError for shapes that do not fit.
+
+    out, shaped as x, is written and returned; it may be x itself: each row is read before it is written.
     """
+    if out is not None:
+        return write(SCALE_SHIFT, _eager_scale_shift, _scale_shift, (x, scale, shift), out, backend)
     if is_opaque(x):
         return _scale_shift(x, scale, shift, backend=backend)
     return _eager_scale_shift(x, scale, shift, backend)
 
 
-def gate_residual(residual: Tensor, x: Tensor, gate: Tensor, *, backend: str | None = None) -> Tensor:
+def gate_residual(
+    residual: Tensor, x: Tensor, gate: Tensor, *, out: Tensor | None = None, backend: str | None = None
+) -> Tensor:
     """residual + gate * x, in float32 with one rounding at the end.
 
     residual and x (..., D) of one shape and dtype; gate takes the shapes of `scale_shift`'s parameters.
+
+    out: as in `scale_shift`; it may be residual or x.
     """
+    if out is not None:
+        return write(GATE_RESIDUAL, _eager_gate, _gate_residual, (residual, x, gate), out, backend)
     if is_opaque(x):
         return _gate_residual(residual, x, gate, backend=backend)
     return _eager_gate(residual, x, gate, backend)

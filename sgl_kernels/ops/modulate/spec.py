@@ -104,6 +104,7 @@ SCALE_SHIFT = registry.define(
         cost=_cost(2),
         family="modulate",
         doc="x * (1 + scale) + shift",
+        in_place=lambda x, *rest: ((("x", x),),),
     )
 )
 GATE_RESIDUAL = registry.define(
@@ -118,5 +119,6 @@ GATE_RESIDUAL = registry.define(
         cost=_cost(3),
         family="modulate",
         doc="residual + gate * x",
+        in_place=lambda residual, x, gate: ((("residual", residual), ("x", x)),),
     )
 )

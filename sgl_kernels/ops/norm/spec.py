@@ -201,6 +201,14 @@ def _like_residual(residual: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Ten
     return _like(x), _like(residual)
 
 
+def _x_itself(x: Tensor, *rest: Any) -> Any:
+    return ((("x", x),),)
+
+
+def _either_itself(residual: Tensor, x: Tensor, *rest: Any) -> Any:
+    return ((("residual", residual), ("x", x)),) * 2
+
+
 def _cost(reads_and_writes: int, per_element: int) -> Any:
     def cost(x: Tensor, *rest: Any) -> Cost:
         extra = sum(
@@ -212,8 +220,9 @@ def _cost(reads_and_writes: int, per_element: int) -> Any:
 
 
 def _define(
-    name: str, schema: str, facts: Any, check: Any, make_cases: Any, fake: Any, cost: Any, doc: str
-) -> Op:
+    name: str, schema: str, facts: Any, check: Any, make_cases: Any, fake: Any, cost: Any, doc: str,
+    in_place: Any = _x_itself,
+) -> Op:  # fmt: skip
     return registry.define(
         Op(
             name=name,
@@ -226,6 +235,7 @@ def _define(
             cost=cost,
             family="norm",
             doc=doc,
+            in_place=in_place,
         )
     )
 
@@ -257,5 +267,5 @@ RESIDUAL_GATE_NORM_SCALE_SHIFT = _define(
     "Tensor residual, Tensor x, Tensor? gate=None, Tensor? scale=None, Tensor? shift=None, Tensor? weight=None, "
     "Tensor? bias=None, float eps=1e-06, str norm='layer') -> (Tensor, Tensor)",
     residual_facts, check_residual, cases.residual_adaln, _like_residual, _cost(4, 11),
-    "residual + gate * x, then adaLN of it",
+    "residual + gate * x, then adaLN of it", _either_itself,
 )  # fmt: skip

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from sgl_kernels.core.dispatch import Key, bind, current
 from sgl_kernels.core.torch_op import define
+from sgl_kernels.ops._into import write
 from sgl_kernels.ops._key import grad, is_opaque, of
 from sgl_kernels.ops.rope.spec import APPLY_ROPE, QK_NORM_ROPE
 
@@ -52,7 +53,13 @@ _qk_norm_rope = define(QK_NORM_ROPE, _eager_qk)
 
 
 def apply_rope(
-    x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False, backend: str | None = None
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    *,
+    interleaved: bool = False,
+    out: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
     """Rotary position embedding: each pair (a, b) becomes (a cos - b sin, a sin + b cos).
 
@@ -61,7 +68,11 @@ def apply_rope(
     Flux); False pairs (i, i + R/2) (NeoX). Source: Su et al., arXiv 2104.09864.
 
     Raises UnsupportedError if `backend` cannot serve the call, ValueError for shapes that do not fit.
+
+    out, shaped as x, is written and returned; it may be x itself: each head is read before it is written.
     """
+    if out is not None:
+        return write(APPLY_ROPE, _eager_rope, _apply_rope, (x, cos, sin, interleaved), out, backend)
     if is_opaque(x):
         return _apply_rope(x, cos, sin, interleaved, backend=backend)
     return _eager_rope(x, cos, sin, interleaved, backend)
@@ -77,14 +88,19 @@ def qk_norm_rope(
     *,
     eps: float = 1e-6,
     interleaved: bool = False,
+    out: tuple[Tensor, Tensor] | None = None,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """RMS norm of q and k over each head, then rope: the fusion every diffusion transformer wants.
 
     q (B, S, Hq, D), k (B, S, Hk, D), weights (D,) or None, cos and sin as in `apply_rope` or both None for
     the norm alone -> (q, k) with their shapes and dtype, rounded once.
+
+    out=(q_out, k_out) are written and returned; they may be q and k themselves, in that order.
     """
     args = (q, k, q_weight, k_weight, cos, sin, eps, interleaved)
+    if out is not None:
+        return write(QK_NORM_ROPE, _eager_qk, _qk_norm_rope, args, out, backend)
     if is_opaque(q):
         return _qk_norm_rope(*args, backend=backend)
     return _eager_qk(*args, backend)

@@ -138,6 +138,7 @@ APPLY_ROPE = registry.define(
         cost=_cost_rope,
         family="rope",
         doc="rotate pairs of channels by position",
+        in_place=lambda x, *rest: ((("x", x),),),
     )
 )
 QK_NORM_ROPE = registry.define(
@@ -153,5 +154,6 @@ QK_NORM_ROPE = registry.define(
         cost=_cost_qk,
         family="rope",
         doc="RMS norm of q and k per head, then rope",
+        in_place=lambda q, k, *rest: ((("q", q),), (("k", k),)),
     )
 )

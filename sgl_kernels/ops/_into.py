@@ -1,0 +1,25 @@
+"""The front doors' way to `out=`: written in place in eager, a copy under the compiler and for tensor subclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sgl_kernels.core.into import into, traced_into
+from sgl_kernels.core.op import Op
+from sgl_kernels.ops._key import is_opaque
+
+Out = TypeVar("Out")
+
+
+def write(
+    op: Op, eager: Callable[..., Any], overload: Callable[..., Any], args: tuple[Any, ...], out: Out,
+    backend: str | None,
+) -> Out:  # fmt: skip
+    """The result of a call in `out`, which is returned. `eager` and `overload` are the call without it."""
+    outs = out if isinstance(out, tuple | list) else (out,)
+    if any(is_opaque(t) for t in (args[0], *outs)):
+        traced_into(op, overload, args, out, backend)
+    else:
+        into(op, eager, args, out, backend)
+    return out
