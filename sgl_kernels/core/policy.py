@@ -11,6 +11,7 @@ OP_GROUPS: dict[str, tuple[str, ...]] = {
     "rope": ("apply_rope", "qk_norm_rope"),
     "modulate": ("scale_shift", "gate_residual"),
     "activation": ("silu_mul", "gelu_tanh", "gelu_mul"),
+    "linear": ("linear",),
     "nvfp4": ("nvfp4_quantize", "nvfp4_dequantize", "nvfp4_linear"),
 }
 """A group key in a configuration file, and the ops it speaks for.

@@ -57,13 +57,20 @@ def uninstall(name: str) -> None:
         module.uninstall()
 
 
-def apply(model: Any, backend: str | None = None, *, attention: bool = True, norms: bool = True) -> Any:
-    """Serve one model's attention and norms from the registry; see `sgl_kernels.integrations.applying.apply`.
+def apply(
+    model: Any,
+    backend: str | None = None,
+    *,
+    attention: bool = True,
+    norms: bool = True,
+    linears: bool = True,
+) -> Any:
+    """Serve one model's layers from the registry; see `sgl_kernels.integrations.applying.apply`.
 
     >>> applied = sgl_kernels.apply(pipe.transformer)
     >>> applied.remove()
     """
-    return _apply().apply(model, backend, attention=attention, norms=norms)
+    return _apply().apply(model, backend, attention=attention, norms=norms, linears=linears)
 
 
 def remove(model: Any) -> None:

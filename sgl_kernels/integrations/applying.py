@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -13,6 +14,7 @@ from sgl_kernels.core.dispatch import current
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.log import warn_once
 from sgl_kernels.integrations import diffusers as in_diffusers
+from sgl_kernels.integrations import linears as replace_linear
 from sgl_kernels.integrations import norms as replace
 from sgl_kernels.integrations import rocm_vae
 from sgl_kernels.integrations import transformers as in_transformers
@@ -31,15 +33,16 @@ _lock = threading.RLock()
 
 
 class Applied:
-    """What `apply` did to a model: `attention` and `norms` name the layers it serves. `remove()` undoes it.
+    """What `apply` did to a model: `attention`, `norms` and `linears` name what it serves. `remove()` undoes it.
 
     Also a context manager: the model is given back at the end of the block.
     """
 
-    def __init__(self, model: Any, attention: list[str], norms: list[str]) -> None:
+    def __init__(self, model: Any, attention: list[str], norms: list[str], linears: list[str]) -> None:
         self.model = model
         self.attention = tuple(attention)
         self.norms = tuple(norms)
+        self.linears = tuple(linears)
 
     def remove(self) -> None:
         """Give the model back as it was. Calling it again changes nothing."""
@@ -55,16 +58,25 @@ class Applied:
 
     def __repr__(self) -> str:
         name = type(self.model).__name__
-        return f"Applied({name}: {len(self.attention)} attention layers, {len(self.norms)} norms)"
+        linears = f", {len(self.linears)} linear layers and gates" if self.linears else ""
+        return f"Applied({name}: {len(self.attention)} attention layers, {len(self.norms)} norms{linears})"
 
 
-def apply(model: Any, backend: str | None = None, *, attention: bool = True, norms: bool = True) -> Applied:
-    """Serve one model's attention and norms from the registry; no other model, and nothing process-wide, changes.
+def apply(
+    model: Any,
+    backend: str | None = None,
+    *,
+    attention: bool = True,
+    norms: bool = True,
+    linears: bool = True,
+) -> Applied:
+    """Serve one model's layers from the registry; no other model, and nothing process-wide, changes.
 
     model      a diffusers model or pipeline, a transformers model, or any torch.nn.Module
     backend    preferred backend or ordered list, for this model: as `use(backend=...)` around each layer
     attention  hook the attention layers; rules of the configuration see each one's role and dotted name
     norms      replace LayerNorm, RMSNorm, GroupNorm (with the SiLU after it in VAEs) and adaLN modulation
+    linears    replace linear layers where a backend beats torch's, with the activation after them, and gated MLPs
 
     Applying again replaces what was applied before. Copies made with copy.deepcopy or pickle are applied too, on
     their own weights; state dicts and save_pretrained hold the stock model.
@@ -77,22 +89,25 @@ def apply(model: Any, backend: str | None = None, *, attention: bool = True, nor
     with _lock:
         remove(model)
         try:
-            served = [_apply_to(prefix, root, backend, attention, norms) for prefix, root in roots]
+            served = [_apply_to(prefix, root, backend, attention, norms, linears) for prefix, root in roots]
         except BaseException:
             remove(model)  # never half applied
             raise
-    return Applied(model, [n for a, _ in served for n in a], [n for _, b in served for n in b])
+    return Applied(model, *([name for part in served for name in part[kind]] for kind in range(3)))
 
 
 def _apply_to(
-    prefix: str, root: nn.Module, backend: str | None, attention: bool, norms: bool
-) -> tuple[list[str], list[str]]:
+    prefix: str, root: nn.Module, backend: str | None, attention: bool, norms: bool, linears: bool
+) -> tuple[list[str], list[str], list[str]]:
     layers: list[str] = []
     swapped: list[str] = []
+    projections: list[str] = []
     for name, module in root.named_modules():
         path = ".".join(part for part in (prefix, name) if part)
-        if norms and _swap_norm(path, module, backend):
+        if norms and _swap(path, module, backend, replace.replacement_for):
             swapped.append(path)
+        elif linears and _swap(path, module, backend, replace_linear.replacement_for):
+            projections.append(path)
         elif attention and calls_attention(module):
             _hook_attention(path, module, backend)
             layers.append(path)
@@ -102,7 +117,7 @@ def _apply_to(
         rocm_vae.tune_convolutions(root)
     if attention and in_transformers.applies_to(root):
         layers += in_transformers.hook(root, prefix, backend)
-    return layers, swapped
+    return layers, swapped, projections
 
 
 def remove(model: Any) -> None:
@@ -153,10 +168,10 @@ def _dispatcher_name() -> Any:
         return None
 
 
-def _swap_norm(path: str, module: nn.Module, backend: str | None) -> bool:
+def _swap(path: str, module: nn.Module, backend: str | None, choose: Callable[[nn.Module], Any]) -> bool:
     if "forward" in module.__dict__:
         return False  # offloading hooks move weights in theirs; they keep it
-    replacement = replace.replacement_for(module)
+    replacement = choose(module)
     if replacement is None:
         return False
     hook = Hook(module, path, backend=backend, replacement=replacement)

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sgl_kernels.ops.linear.reference import activated
+
 Run = Callable[..., Any]
 
 
@@ -133,11 +135,16 @@ def gelu_mul(x: Tensor, up: Tensor | None, approximate: str) -> Tensor:
     return F.gelu(x, approximate=approximate) * up
 
 
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """A layer and the activation after it."""
+    return activated(F.linear(x, weight, bias), activation)
+
+
 _SPELLINGS: dict[str, Run] = {
     run.__name__: run
     for run in (
         attention, rms_norm, layer_norm, group_norm, norm_scale_shift, residual_gate_norm_scale_shift, apply_rope,
-        qk_norm_rope, scale_shift, gate_residual, silu_mul, gelu_tanh, gelu_mul,
+        qk_norm_rope, scale_shift, gate_residual, silu_mul, gelu_tanh, gelu_mul, linear,
     )
 }  # fmt: skip
 

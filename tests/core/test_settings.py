@@ -90,7 +90,7 @@ def test_groups_name_the_ops_of_the_registry() -> None:
 
     assert set(registry.ops()) <= set(OPS)
     assert set(OPS) - set(registry.ops()) <= set(OP_GROUPS["nvfp4"])
-    assert len(OPS) == len(set(OPS)) == 18
+    assert len(OPS) == len(set(OPS)) == 19
 
 
 def test_the_attention_variable_speaks_for_attention_only() -> None:

@@ -19,19 +19,24 @@ pytest.importorskip("transformers")
 
 # What each model must get from the registry; a norm or an attention that slips away shows here.
 SERVED = {
-    "flux": {"attention": 2, "norm_scale_shift": 4, "layer_norm": 2, "rms_norm": 6},
-    "wan": {"attention": 4, "layer_norm": 7, "rms_norm": 8},
+    "flux": {"attention": 2, "norm_scale_shift": 4, "layer_norm": 2, "rms_norm": 6, "gelu_tanh": 1},
+    "wan": {"attention": 4, "layer_norm": 7, "rms_norm": 8, "gelu_tanh": 1},
     "sd3": {"attention": 3, "norm_scale_shift": 4, "layer_norm": 4, "rms_norm": 10},
     "qwen_image": {"attention": 2, "norm_scale_shift": 1, "layer_norm": 8, "rms_norm": 9},
     "dit": {"attention": 2, "norm_scale_shift": 2, "layer_norm": 3},
     "vae": {"attention": 2, "group_norm": 24},
-    "unet": {"attention": 8, "group_norm": 21, "layer_norm": 12},
-    "llama": {"attention": 2, "rms_norm": 5},
+    "unet": {"attention": 8, "group_norm": 21, "layer_norm": 12, "gelu_mul": 4},
+    "llama": {"attention": 2, "rms_norm": 5, "silu_mul": 2},
     "gemma2": {"attention": 2, "rms_norm": 9},
     "bert": {"attention": 2, "layer_norm": 5},
     "clip": {"attention": 4, "layer_norm": 11},
     "t5": {"attention": 2, "rms_norm": 5},
 }
+
+
+def _projects(module: torch.nn.Module) -> bool:
+    named = type(module).__name__ in ("Linear", "GELU", "LinearActivation", "BertIntermediate")
+    return named and type(module) is not torch.nn.GELU
 
 
 @pytest.fixture(params=list(tiny.MODELS))
@@ -59,6 +64,9 @@ def test_applied_equals_stock_and_after_is_exact(request: pytest.FixtureRequest,
     calls: Counter[str] = Counter()
     for entry in recorder.report().entries:
         calls[entry.op] += entry.calls
+    # Which projections are worth a hook depends on the processor (tests/integrations/test_linears.py).
+    projections = [n for n in applied.linears if _projects(model.get_submodule(n))]
+    assert calls.pop("linear", 0) == len(projections)
     assert dict(calls) == SERVED[request.node.callspec.params["made"]]
 
 

@@ -1,0 +1,34 @@
+// activation(x W^T + bias) with fp32 arithmetic on any storage type: what crosses to the vector code (linear_avx2.cpp).
+#pragma once
+
+#include "kernels.h"
+
+namespace sgl_kernels {
+
+constexpr int64_t kLinearColumns = 16;  // columns of a register tile, to which a slice of the weight is padded
+constexpr int64_t kLinearTileRows = 6;
+
+// One task: rows [0, rows) of x and out, and a slice of the weight's rows, which are the columns of out.
+// Strides between rows are in bytes; elements of a row are adjacent.
+struct LinearArgs {
+  Dtype dtype;
+  Activation activation;
+  const char* x;
+  int64_t x_step;
+  const char* weight;
+  int64_t weight_step;
+  const char* bias;  // null for none
+  char* out;
+  int64_t out_step;
+  int64_t rows, columns, depth;
+  int64_t depth_slice;  // elements of depth that are packed at a time
+};
+
+// Bytes of scratch for a task: the packed slice, a slab of rows in fp32, and sums where depth is cut.
+int64_t linear_scratch_bytes(const LinearArgs& args);
+
+namespace avx2 {
+void linear(const LinearArgs& args, float* scratch);
+}
+
+}  // namespace sgl_kernels
