@@ -109,6 +109,7 @@ def figures(times: dict[str, Timing], labels: Sequence[str], errors: dict[str, f
     """Times, ratios and errors; of a peer's variants the fastest one speaks for it."""
     call = min(labels, key=lambda label: times[label].median)
     ratio, low, high = times[OURS].ratio_to(times[call])
+    mine, theirs = (times[name].ratio_to(times[TORCH]) for name in (OURS, call))
     return {
         "call": call,
         "ours_ms": times[OURS].median * 1e3,
@@ -116,8 +117,10 @@ def figures(times: dict[str, Timing], labels: Sequence[str], errors: dict[str, f
         "peer_ms": times[call].median * 1e3,
         "vs_peer": ratio,
         "vs_peer_spread": [low, high],
-        "vs_torch": times[OURS].ratio_to(times[TORCH])[0],
-        "peer_vs_torch": times[call].ratio_to(times[TORCH])[0],
+        "vs_torch": mine[0],
+        "vs_torch_spread": list(mine[1:]),
+        "peer_vs_torch": theirs[0],
+        "peer_vs_torch_spread": list(theirs[1:]),
         "samples": len(times[OURS].samples),
         "errors": {"ours": errors[OURS], "torch": errors[TORCH], "peer": errors[call]},
         "others_ms": {label: times[label].median * 1e3 for label in labels if label != call},

@@ -3,32 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.peers import measure
 from benchmarks.peers.peer import OPS, first_line, start
-from sgl_kernels.tools.bench import workloads
+from sgl_kernels.tools.bench import COLD, workloads
 from sgl_kernels.tools.bench_clock import retain_memory, threads
 from sgl_kernels.tools.ceilings import measure_ceilings
 
 
 def cases(chosen: argparse.Namespace) -> list[tuple[Any, Any, torch.dtype]]:
-    """The benchmark cases of our own registry that peers are asked about."""
+    """The benchmark cases of our own registry that peers are asked about; they bind memory, so none is cold."""
     dtypes = tuple(getattr(torch, name) for name in chosen.dtype)
     wanted = chosen.case
-    return list(
-        workloads(
-            ops=chosen.op or OPS,
-            tag=chosen.tag,
-            dtypes=dtypes,
-            matches=lambda name: not wanted or any(Path(name).match(pattern) for pattern in wanted),
-        )
+    found = workloads(
+        ops=chosen.op or OPS,
+        tag=chosen.tag,
+        dtypes=dtypes,
+        matches=lambda name: not wanted or any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted),
     )
+    return [one for one in found if COLD not in one[1].tags]
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,8 @@ double peak_gflops(int64_t kind) {
     return level >= Isa::avx512bf16 ? peak_bfloat16_avx512bf16() : 0.0;
   }
   if (kind == 2) {
-    return level >= Isa::avx512 && __builtin_cpu_supports("avx512vnni") ? peak_int8_avx512vnni() : 0.0;
+    if (level >= Isa::avx512 && __builtin_cpu_supports("avx512vnni")) return peak_int8_avx512vnni();
+    return level >= Isa::avx2 ? peak_int8_avx2() : 0.0;
   }
 #endif
   return 0.0;

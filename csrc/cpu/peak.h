@@ -7,6 +7,7 @@ namespace sgl_kernels {
 
 // Operations per nanosecond (GFLOP/s) of one core; each only exists where its file can be compiled.
 double peak_float32_avx2();
+double peak_int8_avx2();  // vpmaddubsw, vpmaddwd and vpaddd: 32 products and 32 sums
 double peak_float32_avx512();
 double peak_bfloat16_avx512bf16();  // vdpbf16ps: 32 products and 32 sums
 double peak_int8_avx512vnni();      // vpdpbusd: 64 products and 64 sums

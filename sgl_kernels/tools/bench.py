@@ -16,13 +16,15 @@ from sgl_kernels.core.op import Case, Cost, Op
 from sgl_kernels.core.packages import installed_version
 from sgl_kernels.core.registry import Registry, registry
 from sgl_kernels.core.verdict import Rejected
-from sgl_kernels.tools.bench_clock import Timing, clock_of, interleave
+from sgl_kernels.tools.bench_clock import Timing, beyond_caches_mib, clock_of, interleave
 from sgl_kernels.tools.bench_eager import spelling
 from sgl_kernels.tools.bench_oracle import Oracle
 from sgl_kernels.tools.ceilings import Ceilings
 from sgl_kernels.tools.parity import FLOOR, verdict
 
 EAGER, COMPILED = "torch eager", "torch.compile"
+COLD, EXACT = "cold", Fidelity.EXACT.value
+"""The tag of a case whose inputs come from memory: they rotate through copies that no cache holds."""
 MAX_COPIES = 64
 
 
@@ -33,7 +35,7 @@ class Options:
     rounds: int = 15
     seconds: float = 8.0  # for all candidates of one case together
     clock: str = "wall"
-    cold_mib: int = 0  # rotate inputs through copies that take at least this much
+    cold_mib: int = 0  # rotate the inputs of every case through copies that take at least this much
     compile: bool = False
     check: bool = True  # compare with the definition in float64
 
@@ -44,7 +46,7 @@ class Candidate:
 
     name: str
     run: Callable[..., Any]
-    fidelity: str = Fidelity.EXACT.value
+    fidelity: str = EXACT
 
 
 def workloads(
@@ -120,14 +122,15 @@ def measure(
     cost = op.cost(*first)
     with torch.inference_mode():
         found, skipped = candidates(op, case, first, backends, options, source)
-        copies = _copies(cost, options)
+        copies = _copies(cost, options.cold_mib or (beyond_caches_mib() if COLD in case.tags else 0))
         sets = [first, *(op.canonical(*case.make(device, dtype, seed)) for seed in range(1, copies))]
         errors = _errors(op, first, found, skipped, options)
         found = [c for c in found if c.name not in skipped]
         calls = {c.name: [_call(c.run, args) for args in sets] for c in found}
         clock = clock_of(options.clock, device, torch.get_num_threads())
         times = interleave(calls, device=device, rounds=options.rounds, budget_s=options.seconds, clock=clock)
-    bound, roof = roofline(cost, dtype, ceilings)
+    bound, roof = roofline(cost, dtype, ceilings, copies)
+    lossy = lossy_roof(cost, dtype, ceilings, copies)
     return {
         "op": op.name,
         "family": op.family,
@@ -142,7 +145,8 @@ def measure(
         "copies": copies,
         "clock": options.clock,
         "candidates": [
-            _row(c, times, cost, bound, _roof_for(c, roof, cost, ceilings), errors.get(c.name)) for c in found
+            _row(c, times, cost, bound, roof if c.fidelity == EXACT else lossy, errors.get(c.name))
+            for c in found
         ],
         "skipped": skipped,
     }
@@ -152,10 +156,10 @@ def _call(run: Callable[..., Any], args: tuple[Any, ...]) -> Callable[[], Any]:
     return lambda: run(*args)
 
 
-def _copies(cost: Cost, options: Options) -> int:
-    if not options.cold_mib:
+def _copies(cost: Cost, cold_mib: int) -> int:
+    if not cold_mib:
         return 1
-    return max(1, min(MAX_COPIES, math.ceil((options.cold_mib << 20) / max(1, cost.bytes))))
+    return max(1, min(MAX_COPIES, math.ceil((cold_mib << 20) / max(1, cost.bytes))))
 
 
 def _errors(
@@ -177,19 +181,20 @@ def _errors(
     return errors
 
 
-def roofline(cost: Cost, dtype: torch.dtype, ceilings: Ceilings) -> tuple[str, float]:
-    """('flops' | 'bytes', the least seconds this machine needs): whichever of the two takes longer."""
-    moving = cost.bytes / (ceilings.bandwidth(cost.bytes) * 1e9)
+def roofline(cost: Cost, dtype: torch.dtype, ceilings: Ceilings, copies: int = 1) -> tuple[str, float]:
+    """('flops' | 'bytes', the least seconds this machine needs): whichever of the two takes longer.
+
+    Inputs that rotate through `copies` come from where that many fit, so the bandwidth is that of all of them.
+    """
+    moving = cost.bytes / (ceilings.bandwidth(cost.bytes * copies) * 1e9)
     computing = cost.flops / (ceilings.arithmetic(dtype) * 1e9)
     return ("flops", computing) if computing >= moving else ("bytes", moving)
 
 
-def _roof_for(candidate: Candidate, roof: float, cost: Cost, ceilings: Ceilings) -> float:
-    """A lossy candidate may compute in int8, so its ceiling is that one."""
-    int8 = ceilings.gflops.get("int8")
-    if candidate.fidelity == Fidelity.EXACT.value or not int8:
-        return roof
-    return max(cost.flops / (int8 * 1e9), cost.bytes / (ceilings.bandwidth(cost.bytes) * 1e9))
+def lossy_roof(cost: Cost, dtype: torch.dtype, ceilings: Ceilings, copies: int = 1) -> float:
+    """The least seconds of a lossy candidate, which may compute in bytes where those are faster."""
+    rate = max(ceilings.gflops.get("int8", 0.0), ceilings.arithmetic(dtype))
+    return max(cost.flops / (rate * 1e9), cost.bytes / (ceilings.bandwidth(cost.bytes * copies) * 1e9))
 
 
 def _row(

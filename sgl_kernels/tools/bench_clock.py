@@ -4,7 +4,7 @@ Protocol. Threads are pinned and the allocator keeps its memory, so neither migr
 measured. Every candidate is warmed up, then the candidates take turns: each round gives one sample of each, in
 an order that rotates, so that a machine that drifts or is busy drifts under all of them. One sample repeats
 the call until it lasts MIN_SAMPLE_S. Ratios are medians of the ratios within rounds, not ratios of medians.
-Inputs are rotated through copies where a case is measured cold.
+Inputs are rotated through copies, more than the caches hold, where a case says that it is cold.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -43,6 +44,20 @@ def retain_memory() -> str:
     return (
         "retaining" if mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1) else "system default"
     )
+
+
+def beyond_caches_mib(cpu: Path = Path("/sys/devices/system/cpu/cpu0/cache")) -> int:
+    """MiB of inputs that leave nothing of them in a cache when they come round again: four times the last level.
+
+    128 where the system does not tell; at most 1024, since a shared cache of a large server is not one core's.
+    """
+    sizes: list[int] = []
+    for path in cpu.glob("index*/size"):
+        text = path.read_text(encoding="ascii").strip()
+        if text[:-1].isdigit() and text[-1] in "KM":
+            sizes.append(int(text[:-1]) >> (10 if text[-1] == "K" else 0))
+    last = max(sizes, default=0)
+    return min(1024, 4 * last) if last else 128
 
 
 @contextlib.contextmanager

@@ -134,6 +134,22 @@ def detail(rows: Sequence[Row]) -> Table:
     return Table("", (*columns, "relative L2: ours, peers"), lines)
 
 
+def as_results(document: dict[str, Any]) -> dict[str, Any]:
+    """The rows in the form of a result file, ours and each peer against plain torch: what a picture is drawn of."""
+    cases: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in document["rows"]:
+        if "vs_peer" not in row:
+            continue
+        op, case, dtype, threads = key = _identity(row)[:-1]
+        ours = {"name": "ours", "vs_torch": row["vs_torch"], "vs_torch_spread": row["vs_torch_spread"]}
+        found = cases.setdefault(
+            key, {"op": op, "case": case, "dtype": dtype, "threads": threads, "candidates": [ours]}
+        )
+        ratio, spread = row["peer_vs_torch"], row["peer_vs_torch_spread"]
+        found["candidates"].append({"name": row["peer"], "vs_torch": ratio, "vs_torch_spread": spread})
+    return {**document, "results": list(cases.values())}
+
+
 def _cell(row: Row | None) -> object:
     if row is None:
         return ""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sgl_kernels.core.errors import ConfigError
+from sgl_kernels.tools import bench_peers
 from sgl_kernels.tools.bench import EAGER
 from sgl_kernels.tools.bench_results import is_result, load
 from sgl_kernels.tools.parity import FLOOR
@@ -16,9 +17,12 @@ def draw_all(results: Path, out: Path | None = None) -> list[Path]:
     """A picture for every result file under `results`; beside it, or in `out`."""
     written = []
     for path in sorted(results.rglob("*.json")):
-        if not is_result(path):
+        if path.name == "peers.json":
+            document = bench_peers.as_results(bench_peers.load(path))
+        elif is_result(path):
+            document = load(path)
+        else:
             continue
-        document = load(path)
         target = (out or path.parent) / f"{path.stem}.png"
         if draw(document, path.stem, target):
             written.append(target)

@@ -22,17 +22,20 @@ Every figure is a ratio or a rate measured side by side in one run: candidates t
 are pinned, the allocator keeps its memory, and the ratio is the median of the ratios within each turn. `vs torch`
 is against the torch floor of this library (`torch_sdpa`: torch's own kernels, exact in every case); `vs eager`
 against the op as people spell it in plain torch. `of ceiling` is the share of what the machine itself reached in
-the same run: its matrix product or instruction rate, or its copy bandwidth at the same working set, whichever
-bounds the case. Relative L2 is against the definition in float64.
+the same run before anything else: the rate of its instructions (FMA, BF16 and byte dot products) or of torch's
+matrix product where that is higher (it uses AMX), or its copy bandwidth at the same working set, whichever bounds
+the case. A case named `cold` rotates its inputs through copies that no cache holds. Relative L2 is against the
+definition in float64.
 
-Measure your own machine with `sgl-kernels bench --out benchmarks/results/NAME/FAMILY.json`, and draw the pictures
-with `sgl-kernels plots`."""
+Measure your own machine with `make bench`, then `make bench-peers` for other libraries, `make plots` and
+`make docs`."""
 
 
 GOALS_NOTE = (
     "Ratios to the op as people spell it in plain torch (for attention: torch's SDPA), set from a prototype on one "
     "core of a Zen 5 server with BF16 dot products. Without those (`vdpbf16ps`), bf16 arithmetic runs at the rate of "
-    "float32, and a goal that rests on them says so."
+    "float32, and a goal that rests on them says so. `at the ceiling` is what a kernel at 100 % of the ceilings that "
+    "were measured here would reach: a goal beyond it cannot be met on this machine."
 )
 
 
@@ -78,7 +81,7 @@ def _machine(folder: Path) -> str:
     if goals.rows:
         parts += ["### Goals", GOALS_NOTE, markdown_table(goals)]
     if peers.is_file():
-        parts += _peers(bench_peers.load(peers), folder.name)
+        parts += _peers(bench_peers.load(peers), folder.name, peers.with_suffix(".png").is_file())
     for path, document in documents:
         parts += _family(path, document)
     return "\n\n".join(parts)
@@ -94,7 +97,7 @@ def _auto(steps: Sequence[dict[str, Any]]) -> list[str]:
     return [table.note, *([markdown_table(table)] if table.rows else [])]
 
 
-def _peers(document: dict[str, Any], folder: str) -> list[str]:
+def _peers(document: dict[str, Any], folder: str, picture: bool) -> list[str]:
     """The section on other libraries: goals, means, every case, and what has no figure."""
     rows, settings = document["rows"], document["settings"]
     clock = "CPU time of the process" if settings.get("clock") == "cpu" else "wall time"
@@ -105,6 +108,8 @@ def _peers(document: dict[str, Any], folder: str) -> list[str]:
         f"{settings.get('load_average', 'not recorded')}, file `benchmarks/results/{folder}/peers.json`.",
     ]
     parts.append("\n".join(_about(name, about) for name, about in sorted(document["peers"].items())))
+    if picture:
+        parts.append(f"![peers](../benchmarks/results/{folder}/peers.png)")
     for make in (bench_peers.compare, bench_peers.summary, bench_peers.detail, bench_peers.gaps):
         table = make(rows)
         parts += [markdown_table(table)] if table.rows else []

@@ -71,6 +71,32 @@ def test_roofline_takes_what_lasts_longer():
         pytest.approx(0.1),
     )
     assert CEILINGS.arithmetic(torch.bfloat16) == 100.0
+    both = ceilings.Ceilings(1, {"float32": 100.0}, {}, {1 << 20: 100.0, 1 << 27: 10.0})
+    warm, cold = (bench.roofline(Cost(1, 1 << 20), torch.float32, both, n)[1] for n in (1, 128))
+    assert cold == pytest.approx(10 * warm)
+
+
+def test_a_lossy_candidate_may_compute_in_bytes_where_they_are_faster():
+    work = Cost(flops=10**9, bytes=1)
+    assert bench.lossy_roof(work, torch.float32, CEILINGS) == pytest.approx(0.0025)
+    slow = ceilings.Ceilings(1, {"float32": 100.0, "int8": 0.3}, {}, {1 << 20: 10.0})
+    assert bench.lossy_roof(work, torch.float32, slow) == pytest.approx(0.01)
+
+
+def test_a_cold_case_rotates_more_than_the_caches_hold(tmp_path, monkeypatch):
+    for index, size in enumerate(("32K", "512K", "32M")):
+        (tmp_path / f"index{index}").mkdir()
+        (tmp_path / f"index{index}" / "size").write_text(f"{size}\n")
+    assert bench_clock.beyond_caches_mib(tmp_path) == 128
+    (tmp_path / "index2" / "size").write_text("1000M")
+    assert bench_clock.beyond_caches_mib(tmp_path) == 1024
+    assert bench_clock.beyond_caches_mib(tmp_path / "none") == 128
+    monkeypatch.setattr(bench, "beyond_caches_mib", lambda: 1)
+    op = registry.op("gelu_tanh")
+    case = Case("cold", (TensorSpec((64, 512)),), frozenset({"bench", bench.COLD}))
+    row = bench.measure(op, case, torch.float32, device=CPU, ceilings=CEILINGS, options=QUICK)
+    assert row["copies"] == 4  # 128 KiB are read and as many written, and 1 MiB is to be covered
+    assert any(bench.COLD in c.tags for c in registry.op("attention").cases())
 
 
 def test_ceilings_are_measured():
@@ -227,8 +253,24 @@ def test_goals_are_compared_with_what_was_measured():
     verdicts = {str(row[0]): str(row[-1]) for row in rows}
     assert verdicts["gelu_tanh 4096x12288"] == "yes"
     assert verdicts["attention, head_dim 64 and more"] == "no: needs avx512bf16"
+    assert [str(row[-1]) for row in compare([missed], "avx512bf16").rows] == [
+        "no: above this machine's ceiling (4.00x)"  # 2x at half of the ceiling
+    ]
+    missed["candidates"][0]["percent"] = 40.0
     assert [str(row[-1]) for row in compare([missed], "avx512bf16").rows] == ["no"]
-    near = {**result(2.0, "4096x12288"), "op": "silu_mul"}
+    fast = copy.deepcopy(missed)
+    fast["candidates"][0] |= {"vs_torch": 4.0, "percent": 80.0}
+    fast["case"] = "flux.s4096h24d128"
+    missed["candidates"][0]["percent"] = 60.0
+    (row,) = compare([missed, {**fast, "dtype": "float16"}, {**missed, "dtype": "float16"}], "avx512").rows[
+        1:
+    ]
+    assert str(row[-1]) == "no" and row[-2] == "4.08x"
+    missed["candidates"][0]["percent"] = 80.0
+    fast["candidates"][0] |= {"vs_torch": 5.0, "percent": 70.0}
+    (row,) = compare([{**fast, "dtype": "float16"}, {**missed, "dtype": "float16"}], "avx512").rows
+    assert str(row[-1]) == "no: the least is above this machine's ceiling (2.50x)"
+    near = {**result(2.5, "4096x12288"), "op": "silu_mul"}
     near["candidates"][0]["percent"] = 93.0
     assert str(compare([near], "avx512").rows[0][-1]) == "no: at the machine's bandwidth"
 

@@ -12,7 +12,7 @@ from benchmarks.peers import __main__ as command
 from benchmarks.peers import measure, peer, worker
 from sgl_kernels.core.registry import registry
 from sgl_kernels.ops.attention import reference
-from sgl_kernels.tools import bench_peers, report_performance
+from sgl_kernels.tools import bench_peers, plots, report_performance
 from sgl_kernels.tools.ceilings import Ceilings
 from sgl_kernels.tools.report import markdown_table
 
@@ -105,7 +105,8 @@ def test_cases_come_from_our_registry():
     assert {op.name for op, _, _ in every} == set(peer.OPS)
     assert all("bench" in case.tags for _, case, _ in every)
     attention = {case.name for op, case, _ in every if op.name == "attention"}
-    assert attention == {c.name for c in registry.op("attention").cases() if "bench" in c.tags}
+    bench = [c for c in registry.op("attention").cases() if "bench" in c.tags]
+    assert attention == {c.name for c in bench if "cold" not in c.tags} != {c.name for c in bench}
     some = worker.cases(selection(op=["attention"], case=["decode*"], dtype=["bfloat16"]))
     assert {(c.name, d) for _, c, d in some} <= {(n, torch.bfloat16) for n in attention} and some
 
@@ -174,7 +175,8 @@ def line(name, ratio=2.0, case="dit1k.s1024h24d64", dtype="float32", percent=50.
     return {
         "op": op, "case": case, "dtype": dtype, "threads": 1, "peer": name, "call": "call", "ours": "cpu",
         "ours_ms": 1.0, "torch_ms": 3.0, "peer_ms": ratio, "vs_peer": ratio, "vs_peer_spread": [ratio, ratio],
-        "vs_torch": 3.0, "peer_vs_torch": 3.0 / ratio, "samples": 3, "bound": "flops", "percent": percent,
+        "vs_torch": 3.0, "vs_torch_spread": [2.9, 3.1], "peer_vs_torch": 3.0 / ratio,
+        "peer_vs_torch_spread": [2.9 / ratio, 3.1 / ratio], "samples": 3, "bound": "flops", "percent": percent,
         "errors": {"ours": 1e-7, "torch": 1e-7, "peer": 2e-7}, "others_ms": {}, "dropped": {},
     }  # fmt: skip
 
@@ -229,3 +231,18 @@ def test_means_name_the_cases_where_a_peer_is_ahead():
     rows = [line("a", 2.0), line("a", 0.5, case="tiny")]
     text = markdown_table(bench_peers.summary(rows))
     assert "1.00x" in text and "0.50x" in text and text.rstrip().endswith("tiny |")
+
+
+def test_a_picture_is_drawn_of_peers(tmp_path):
+    rows = [
+        line("a"),
+        line("b", 1.5),
+        {**measure.head("gelu_tanh", "x", torch.float32, 1, "a"), "reason": "no"},
+    ]
+    document = bench_peers.document(rows, {}, MACHINE, {})
+    (result,) = bench_peers.as_results(document)["results"]
+    assert [c["name"] for c in result["candidates"]] == ["ours", "a", "b"]
+    assert result["candidates"][2]["vs_torch"] == 2.0
+    pytest.importorskip("matplotlib")
+    bench_peers.save(tmp_path / "peers.json", document)
+    assert plots.draw_all(tmp_path) == [tmp_path / "peers.png"]

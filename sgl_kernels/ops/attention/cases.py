@@ -141,6 +141,12 @@ def _model_cases() -> tuple[Case, ...]:
         case("additive.s1024h16d64", _call(_qkv(1, 1024, 1024, 16, 64), T((1, 1, 1024, 1024)))),
         case("t5.s512h24d64.bias", _call(_qkv(1, 512, 512, 24, 64), T((1, 24, 512, 512)))),
         case("decode.k4096h32d128", _call(_qkv(1, 1, 4096, 32, 128, hk=8))),
+        Case(
+            "decode.k4096h32d128.cold",
+            _call(_qkv(1, 1, 4096, 32, 128, hk=8)),
+            frozenset({"bench", "cold"}),
+            note="as one layer of many: K and V come from memory",
+        ),
         case("vae.s4096h1d512", _call(_qkv(1, 4096, 4096, 1, 512)), "mid block of an image VAE"),
         case("tiny.s16h2d64", _call(_qkv(1, 16, 16, 2, 64))),
     )
