@@ -28,7 +28,7 @@ def composed(run: Run, op: Op, selection: Selection, dispatcher: Dispatcher, cas
     implementation = dispatcher.implementation(op.name, selection.chosen)
     settings = dispatcher.settings
     if implementation.launches_on_current_device and selection.device.platform != "cpu":
-        run = _guarded(run)
+        run = guarded(run)
     if implementation.fidelity is Fidelity.LOSSY and op.sampled is not None:
         from .guard import watched
 
@@ -46,7 +46,9 @@ def composed(run: Run, op: Op, selection: Selection, dispatcher: Dispatcher, cas
     return run
 
 
-def _guarded(run: Run) -> Run:
+def guarded(run: Run) -> Run:
+    """`run` with the device of its first argument current, for backends that launch on the current one."""
+
     def on_device(*args: Any, **out: Any) -> Any:
         with torch.get_device_module(args[0].device.type).device(args[0].device):
             return run(*args, **out)

@@ -7,11 +7,13 @@ costs a few rows of exact attention and one wait for the device.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .compose import guarded, is_capturing
 from .implementation import Fidelity
 from .log import warn_once
 from .op import Op
@@ -31,19 +33,22 @@ Run = Callable[..., Any]
 def watched(run: Run, op: Op, selection: Selection, dispatcher: Dispatcher) -> Run:
     """`run`, checked now and then; once its backend is out, the exact path answers instead."""
     registry, backend = dispatcher.registry, selection.chosen
-    calls = 0
+    calls = itertools.count()  # next() is one step, so two threads cannot both miss the call that is due
+    owed: list[int] = []  # a check that fell into a capture is made at the next call outside
 
-    def guarded(*args: Any) -> Any:
-        nonlocal calls
+    def guarded_run(*args: Any, **into: Any) -> Any:
         if backend in registry.quarantined(op.name):  # found elsewhere in the process: decide anew next time
             dispatcher.forget()
-            return _exact(op, selection, dispatcher)(*args)
-        out = run(*args)
-        turn, since = divmod(calls, EVERY)
-        calls += 1
-        if since or _is_capturing():
+            return _given(_exact(op, selection, dispatcher)(*args), **into)
+        out = run(*args, **into)
+        turn, since = divmod(next(calls), EVERY)
+        if since and not owed:
             return out
-        cause = _fault(op, out, args, turn)
+        if is_capturing():
+            owed[:] = [turn]
+            return out
+        owed.clear()
+        cause = _fault(op, _outs(out, **into), args, turn)
         if not cause:
             return out
         registry.quarantine(op.name, backend, Rejected(Reason.BUG, f"put in quarantine: {cause}"))
@@ -54,9 +59,21 @@ def watched(run: Run, op: Op, selection: Selection, dispatcher: Dispatcher) -> R
             f"{op.name}: backend {backend!r} is not used any more in this process: {cause}; exact backends answer "
             "from here on, this call included",
         )
-        return exact(*args)
+        return _given(exact(*args), **into)
 
-    return guarded
+    return guarded_run
+
+
+def _outs(result: Any, out: Any = None) -> Any:
+    """The answer of a call, which is in the tensors it was given where there are some."""
+    return result if out is None else out if len(out) > 1 else out[0]
+
+
+def _given(result: Any, out: Any = None) -> Any:
+    """An exact answer, copied into the tensors of a call that gave some."""
+    for given, made in zip(out or (), result if isinstance(result, tuple) else (result,), strict=False):
+        given.copy_(made)
+    return result
 
 
 def _fault(op: Op, out: Any, args: tuple[Any, ...], turn: int) -> str:
@@ -92,10 +109,7 @@ def _exact(op: Op, selection: Selection, dispatcher: Dispatcher) -> Run:
             break
         found = registry.loaded(chosen, decided.config)
         if not isinstance(found, Rejected):
-            return found
+            elsewhere = chosen.launches_on_current_device and selection.device.platform != "cpu"
+            return guarded(found) if elsewhere else found
         left.remove(chosen)
     return op.reference
-
-
-def _is_capturing() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()

@@ -36,11 +36,11 @@ class World:
     """A registry in which sage_attn is exact attention, then whatever `spoil` makes of it."""
 
     def __init__(self):
-        self.spoil, self.ran = (lambda out: out), []
+        self.spoil, self.spoil_lse, self.ran = (lambda out: out), (lambda lse: lse), []
         self.registry = Registry()
         for op in registry.ops().values():
             self.registry.define(op)
-        for op in ("attention", "attention_lse"):
+        for op in ("attention", "attention_lse", "attention_varlen"):
             self.registry.add([
                 Implementation(op=op, backend="torch_sdpa", load=self._load(op, "torch_sdpa")),
                 Implementation(op=op, backend="sage_attn", load=self._load(op, "sage_attn"), rank=5,
@@ -55,7 +55,7 @@ class World:
             out = exact(*args)
             if backend == "torch_sdpa":
                 return out
-            return (self.spoil(out[0]), out[1]) if isinstance(out, tuple) else self.spoil(out)
+            return (self.spoil(out[0]), self.spoil_lse(out[1])) if isinstance(out, tuple) else self.spoil(out)
 
         return lambda config: run
 
@@ -147,6 +147,132 @@ def test_the_lse_form_is_watched_too(world):
         out, lse = sgl_kernels.attention_lse(x, x, x)
     assert torch.isfinite(out).all() and lse.shape == (1, 4, 20)
     assert "attention" not in world.registry._quarantined and world.registry.quarantined("attention_lse")
+
+
+@pytest.mark.parametrize(
+    "spoil, cause",
+    [
+        (nan, "not finite"),
+        (lambda lse: lse * 1.4426950408889634, "off the exact"),
+        (lambda lse: lse - 1, "off"),
+    ],
+    ids=["nan", "base 2", "shifted"],
+)
+def test_a_wrong_lse_beside_a_right_answer_is_found(world, spoil, cause):
+    """Parts are merged by their lse, so a wrong one spoils what is right in each part."""
+    world.spoil_lse = spoil
+    x = torch.randn(1, 20, 4, 16)
+    with activate(world.dispatcher()):
+        _, lse = sgl_kernels.attention_lse(x, x, x)
+    torch.testing.assert_close(lse, reference.attention_lse(x, x, x)[1])
+    assert cause in world.registry.quarantined("attention_lse")["sage_attn"].detail
+
+
+def test_rows_without_keys_have_an_lse_of_minus_infinity_and_are_right(world):
+    x = torch.randn(1, 6, 2, 16)
+    mask = torch.ones(1, 1, 6, 6, dtype=torch.bool)
+    mask[..., 2, :] = False
+    with activate(world.dispatcher()):
+        sgl_kernels.attention_lse(x, x, x, attn_mask=mask)
+        assert not world.registry.quarantined("attention_lse")
+        world.spoil_lse = lambda lse: lse.nan_to_num(neginf=0.0)
+        sgl_kernels.attention_lse(x[:, :5], x[:, :5], x[:, :5], attn_mask=mask[..., :5, :5])
+    assert "sage_attn" in world.registry.quarantined("attention_lse")
+
+
+@pytest.mark.parametrize(
+    "spoil, cause", [(nan, "not finite"), (torch.zeros_like, "zeros"), (noise, "off the exact")]
+)
+def test_packed_sequences_are_watched_too(world, spoil, cause):
+    world.spoil = spoil
+    x, cu = torch.randn(30, 4, 16), torch.tensor([0, 0, 12, 30], dtype=torch.int32)
+    with activate(world.dispatcher()):
+        got = sgl_kernels.attention_varlen(x, x, x, cu, cu, 18, 18)
+    torch.testing.assert_close(got, reference.attention_varlen(x, x, x, cu, cu, 18, 18))
+    assert cause in world.registry.quarantined("attention_varlen")["sage_attn"].detail
+
+
+def test_another_packed_sequence_is_looked_at_each_turn(world, monkeypatch):
+    monkeypatch.setattr(guard, "EVERY", 1)
+    x, cu = torch.randn(30, 4, 16), torch.tensor([0, 12, 30], dtype=torch.int32)
+    world.spoil = lambda out: torch.cat((out[:12], out[12:] * 2))
+    with activate(world.dispatcher()):
+        for _ in range(2):
+            sgl_kernels.attention_varlen(x, x, x, cu, cu, 18, 18)
+    assert world.registry.quarantined("attention_varlen")
+
+
+def test_a_call_that_gives_its_output_gets_the_exact_answer_in_it(world):
+    """Whether the backend writes into it or not, what is in the caller's tensor is right."""
+    world.spoil = nan
+    x = torch.randn(1, 20, 4, 16)
+    out = torch.empty_like(x)
+    with activate(world.dispatcher()):
+        sgl_kernels.attention(x, x, x, out=out)
+    torch.testing.assert_close(out, reference.attention(x, x, x))
+
+    def writes(*args, out=None):
+        out[0].fill_(float("nan"))
+
+    op = world.registry.op("attention")
+    fresh = World()
+    with activate(fresh.dispatcher()) as dispatcher:
+        selection = sgl_kernels.explain("attention", x, x, x)
+        args = op.canonical(x, x, x)
+        guard.watched(writes, op, selection, dispatcher)(*args, out=(out.fill_(1.0),))
+    torch.testing.assert_close(out, reference.attention(x, x, x))
+    assert fresh.registry.quarantined("attention")
+
+
+def test_a_check_that_falls_into_a_capture_is_made_after_it(world, monkeypatch):
+    capturing = [True]
+    monkeypatch.setattr(guard, "is_capturing", lambda: capturing[0])
+    world.spoil = nan
+    x = torch.randn(1, 20, 4, 16)
+    with activate(world.dispatcher()):
+        assert _attend(x).isnan().any() and not world.registry.quarantined("attention")
+        capturing[0] = False
+        assert not _attend(x).isnan().any()
+    assert world.registry.quarantined("attention")
+
+
+def test_threads_share_the_count_and_the_verdict(world, monkeypatch):
+    from concurrent.futures import ThreadPoolExecutor
+
+    monkeypatch.setattr(guard, "EVERY", 10)
+    checks, real = [], guard._fault
+    monkeypatch.setattr(guard, "_fault", lambda *a: (checks.append(a[-1]), real(*a))[1])
+    x = torch.randn(1, 20, 4, 16)
+    dispatcher = world.dispatcher()
+
+    def one(_):
+        with activate(dispatcher):
+            return _attend(x)
+
+    one(0)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(one, range(99)))
+    assert sorted(checks) == list(range(10)), "100 calls, a check at every tenth, none twice and none missed"
+    world.spoil = nan
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(one, range(40)))
+    assert world.registry.quarantined("attention") and not answers[-1].isnan().any()
+
+
+def test_the_exact_answer_comes_with_its_device_current(world, monkeypatch):
+    """A Triton kernel launches on the current device, which need not be that of the tensors."""
+    from sgl_kernels.core.device import Device
+
+    op = world.registry.op("attention")
+    facts = op.facts(*op.canonical(*(torch.empty(1, 4, 2, 16, device="meta"),) * 3))
+    there = Device("cuda", "sm90", (9, 0), "", 1)
+    for implementation in world.registry.implementations("attention"):
+        object.__setattr__(implementation, "launches_on_current_device", True)
+    selection = guard.select(
+        "attention", facts, there, lambda name: None, OpPolicy(), world.registry.implementations("attention")
+    )
+    run = guard._exact(op, selection, world.dispatcher())
+    assert run.__qualname__.startswith("guarded."), run
 
 
 def test_exact_backends_are_not_wrapped(world):

@@ -25,6 +25,51 @@ def sampled(out: Any, args: tuple[Any, ...], turn: int) -> tuple[Tensor, Tensor]
 
     `turn` counts the samplings of a call, so that repeated ones look at other rows.
     """
+    got, want, _, _ = _rows(out, args, turn)
+    return got, want
+
+
+def sampled_lse(out: Any, args: tuple[Any, ...], turn: int) -> tuple[Tensor, Tensor]:
+    """The same, with a column for the lse of each row.
+
+    What an lse is used for is exp(lse), the row's weight when parts are merged. The column is that weight relative to
+    the right one, times the row's own length, so that 10 % there weighs as 10 % of the row. Rows without keys, whose
+    lse must be -inf, count as right when it is.
+    """
+    got, want, lse, right = _rows(out, args, turn)
+    relative = torch.where((lse == right) & right.isinf(), 0.0, lse - right).exp()
+    size = torch.linalg.vector_norm(want, dim=-1, keepdim=True)
+    empty = right.isinf()[..., None]
+    size = torch.where(empty, 1.0, size)
+    return torch.cat((got, relative[..., None] * size), -1), torch.cat((want, size), -1)
+
+
+def sampled_varlen(out: Tensor, args: tuple[Any, ...], turn: int) -> tuple[Tensor, Tensor]:
+    """`sampled` for one of the packed sequences, another each turn. Reading the lengths waits for the device."""
+    q, k, v, cu_q, cu_k, _, _, is_causal, scale, left, right, softcap = args
+    starts_q, starts_k = cu_q.tolist(), cu_k.tolist()
+    spans = list(zip(starts_q, starts_q[1:], starts_k, starts_k[1:], strict=False))
+    spans = [(a, b, c, d) for a, b, c, d in spans if b > a and d > c]
+    if not spans:
+        return out[:0].float(), out[:0].float()
+    a, b, c, d = spans[turn % len(spans)]
+    dense = (
+        q[None, a:b],
+        k[None, c:d],
+        v[None, c:d],
+        None,
+        is_causal,
+        "bottom_right",
+        scale,
+        left,
+        right,
+        softcap,
+    )
+    return sampled(out[None, a:b], dense, turn // len(spans))
+
+
+def _rows(out: Any, args: tuple[Any, ...], turn: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(rows of `out`, the right ones, their lse, the right one); both lse are (1, rows, heads)."""
     q, k, v, mask, is_causal, alignment, scale, left, right, softcap = args
     first = out[0] if isinstance(out, tuple) else out
     batch, sq, heads = q.shape[:3]
@@ -49,5 +94,9 @@ def sampled(out: Any, args: tuple[Any, ...], turn: int) -> tuple[Tensor, Tensor]
         else:
             mask = mask.float().masked_fill(~keep, float("-inf"))
     k, v = (t[b : b + 1, :, keys].float() for t in (k, v))
-    want = reference.attention(some(q), k, v, mask, False, alignment, scale, -1, -1, softcap)
-    return some(first), want
+    want, right_lse = reference.attention_lse(some(q), k, v, mask, False, alignment, scale, -1, -1, softcap)
+    right_lse = right_lse.transpose(1, 2)
+    lse = (
+        out[1][b : b + 1, chosen][:, :, rows].float().transpose(1, 2) if isinstance(out, tuple) else right_lse
+    )
+    return some(first), want, lse, right_lse
