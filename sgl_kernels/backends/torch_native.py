@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sgl_kernels.core.device import probe
 from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.ops.attention import reference
 
@@ -27,9 +30,46 @@ def _is_fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     if q.device.type == "cpu":
         plain_mask = mask is None or not mask.requires_grad
         return q.shape[-1] == v.shape[-1] and q.dtype in FUSED_CPU and plain_mask
-    if q.device.type in ("cuda", "xpu"):
-        return q.dtype is not torch.float64  # flash or memory-efficient; both take a mask
-    return False
+    if q.device.type == "xpu" and mask is not None:
+        return False  # the fused XPU kernels give NaN or wrong rows under some masks (pytorch 154051)
+    return q.device.type in ("cuda", "xpu") and q.dtype is not torch.float64
+
+
+def _is_plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
+    """A call that a fused kernel takes for certain, so that nobody need be asked: half types without a mask."""
+    half = q.dtype in (torch.float16, torch.bfloat16) and q.shape[2] == k.shape[2]
+    return mask is None and half and q.shape[-1] == v.shape[-1] <= 128 and q.shape[-1] % 8 == 0
+
+
+def _materialises(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
+) -> bool:
+    """Whether SDPA would choose its unfused path for these BHSD tensors: all scores at once, 45 GiB for one call of
+    grouped heads with a mask (diffusers 14518), and overflowing in fp16 on Arc (ipex 749)."""
+    grouped = q.shape[1] != k.shape[1]
+    choice: int = torch._fused_sdp_choice(q, k, v, mask, 0.0, is_causal, scale=scale, enable_gqa=grouped)
+    return choice == 0
+
+
+_is_functorch = torch._C._functorch.is_functorch_wrapped_tensor
+
+FEW_KV_HEADS = 8
+"""Below this many, cuDNN's SDPA corrupts its result on data-centre Blackwell, and it is torch's first choice there
+(pytorch 193893)."""
+
+
+@functools.cache
+def _is_datacenter_blackwell(device: torch.device) -> bool:
+    return probe(device).arch in ("sm100", "sm103")
+
+
+def _without_cudnn(q: Tensor, k: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """SDPA's kernels but for cuDNN's where that one is wrong. Entering costs 8 us, so only there."""
+    if q.device.type != "cuda" or k.shape[2] >= FEW_KV_HEADS or not _is_datacenter_blackwell(q.device):
+        return contextlib.nullcontext()
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def _attention(
@@ -53,12 +93,37 @@ def _attention(
         plain_causal = False
     if scale is not None and scale <= 0:  # torch scales after masking: -inf * 0 is NaN, -inf * -1 is inf
         q, scale = (-q, -scale) if scale < 0 else (torch.zeros_like(q), None)
-    out = _sdpa(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), _shaped(mask, q),
-        is_causal=plain_causal, scale=scale, enable_gqa=heads != k.shape[2],
-    )  # fmt: skip
-    out = out.transpose(1, 2)
+    if q.device.type == "cpu":
+        out = _fused(q, k, v, _shaped(mask, q), plain_causal, scale)
+    else:
+        with _without_cudnn(q, k):
+            found = _on_device(q, k, v, _shaped(mask, q), plain_causal, scale)
+        if found is None:
+            return _chunked(
+                q, k, v, attn_mask, is_causal, causal_alignment, scale, window_left, window_right, softcap
+            )[0]
+        out = found
     return _with_nan_rows(out, q) if q.device.type == "cpu" else out
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    grouped = q.shape[1] != k.shape[1]
+    return _sdpa(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=grouped).transpose(1, 2)
+
+
+def _on_device(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None
+) -> Tensor | None:
+    """SDPA where it has a fused kernel for the call, with K and V repeated if that is what it takes; else None."""
+    if _is_plain(q, k, v, mask) or q.__class__ is not Tensor or _is_functorch(q):
+        return _fused(q, k, v, mask, causal, scale)
+    group = q.shape[2] // k.shape[2]
+    for repeat in dict.fromkeys((1, group)):  # the kernels with masks and float32 know no grouped heads
+        keys, values = (t if repeat == 1 else t.repeat_interleave(repeat, 2) for t in (k, v))
+        if not _materialises(*(t.transpose(1, 2) for t in (q, keys, values)), mask, causal, scale):
+            return _fused(q, keys, values, mask, causal, scale)
+    return None
 
 
 def _with_nan_rows(out: Tensor, q: Tensor) -> Tensor:
