@@ -11,11 +11,19 @@ from typing import Any
 
 from torch import Tensor
 
-from sgl_kernels.backends._attention import last_dim_contiguous, rejects, rejects_before_ampere
+from sgl_kernels.backends._attention import (
+    feature,
+    last_dim_contiguous,
+    rejects,
+    rejects_before_ampere,
+    shape,
+)
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
+from sgl_kernels.core.device import Device
 from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.core.requires import HALF, Requires
+from sgl_kernels.core.verdict import Rejected
 
 Dense = Callable[..., Any]
 
@@ -115,6 +123,7 @@ def _load_fa4(op: str) -> Callable[[Any], Callable[..., Any]]:
 def _implementations(
     backend: str, load: Callable[[str], Callable[[Any], Callable[..., Any]]], requires: Requires, doc: str,
     head_dims: Callable[[int], bool], head_dim_text: str,
+    rejects_on: Callable[[Any, Device], Rejected | None] = rejects_before_ampere,
 ) -> tuple[Implementation, ...]:  # fmt: skip
     return tuple(
         Implementation(
@@ -130,7 +139,7 @@ def _implementations(
                 head_dims=head_dims,
                 head_dim_text=head_dim_text,
             ),
-            rejects_on=rejects_before_ampere,
+            rejects_on=rejects_on,
             bugs=bugs_of(backend, op),
             rank=rank(backend, "attention"),
             proof="contract",
@@ -138,6 +147,22 @@ def _implementations(
         )
         for op in ("attention", "attention_lse", "attention_varlen")
     )
+
+
+def _fa2_rejects_on(facts: Any, device: Device) -> Rejected | None:
+    if device.platform == "rocm" and facts.softcap:
+        return feature("FlashAttention 2's ROCm build takes a softcap and ignores it")
+    return rejects_before_ampere(facts, device)
+
+
+def _fa4_rejects_on(facts: Any, device: Device) -> Rejected | None:
+    """Head sizes of 4.0.0b36: to 256 on Hopper; to 128, or 256 without softcap, on Blackwell; to 128 on sm12x."""
+    if facts.head_dim <= 128 or device.capability is None or device.capability[0] == 9:
+        return None
+    if device.capability[0] in (10, 11) and facts.head_dim == 256:
+        return feature("softcap is not supported at head_dim 256") if facts.softcap else None
+    only = "at most 128" if device.capability[0] == 12 else "at most 128, or 256"
+    return shape(f"head_dim is {facts.head_dim}, needs {only} on {device.arch}")
 
 
 def _multiple_of_8(limit: int) -> Callable[[int], bool]:
@@ -157,6 +182,7 @@ IMPLEMENTATIONS = (
         "FlashAttention 2, from the package flash-attn",
         _multiple_of_8(256),
         "a multiple of 8, at most 256",
+        _fa2_rejects_on,
     ),
     *_implementations(
         "fa3",
@@ -179,13 +205,14 @@ IMPLEMENTATIONS = (
         Requires(
             platforms=frozenset({"cuda"}),
             min_capability=(9, 0),
-            max_capability=(11, 0),
-            packages=("flash-attn-4",),
+            max_capability=(12, 1),
+            packages=("flash-attn-4>=4.0.0b36",),  # pre-releases whose signature moves: the one that was read
             dtypes=HALF,
             install="pip install --pre flash-attn-4",
         ),
         "FlashAttention 4 (CuTe DSL) for Hopper and Blackwell",
-        _multiple_of_8(128),
-        "a multiple of 8, at most 128",
+        _multiple_of_8(256),
+        "a multiple of 8, at most 256",
+        _fa4_rejects_on,
     ),
 )

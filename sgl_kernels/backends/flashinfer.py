@@ -1,7 +1,7 @@
 """FlashInfer: prefill attention (base-2 lse), RMS norms, rope from a table, gated activations.
 
-Signatures read from flashinfer-python 0.7.2. Its prefill is for one request: a batch is a loop. The detector is the
-package's metadata; nothing is imported until bound, and the device is checked first, because its kernels raise on
+Signatures read from flashinfer-python 0.7.2.post1. Its prefill is for one request: a batch is a loop. The detector is
+the package's metadata; nothing is imported until bound, and the device is checked first, because its kernels raise on
 anything but CUDA.
 """
 

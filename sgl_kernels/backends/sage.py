@@ -124,7 +124,9 @@ IMPLEMENTATIONS = (
         load=_load_sage3,
         requires=Requires(
             platforms=_CUDA,
-            archs=frozenset({"sm100", "sm103", "sm120", "sm121"}),
+            archs=frozenset(
+                {"sm100", "sm120", "sm121"}
+            ),  # built for exactly these: sm_100a does not run on sm103
             packages=("sageattn3",),
             dtypes=HALF,
             install="build the sageattention3_blackwell folder of thu-ml/SageAttention (not on PyPI)",

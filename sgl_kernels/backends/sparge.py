@@ -1,10 +1,10 @@
 """SpargeAttention (LOSSY): block-sparse attention on quantised scores, training-free, from thu-ml/SpargeAttn.
 
-Signature read from the sources at 4ee609e: spas_sage2_attn_meansim_topk_cuda(q, k, v, attn_mask=None, dropout_p=0.0,
-is_causal=False, scale=None, smooth_k=True, simthreshd1=-0.1, cdfthreshd=None, topk=0.35, pvthreshd=50,
-attention_sink=False, tensor_layout="HND", output_dtype=float16, return_sparsity=False, return_lse=False). A mask is
-ignored, is_causal reaches the choice of blocks but not the kernel inside the diagonal ones, and it sets the current
-device. Of the keys, the share TOPK is read.
+Signature read from the sources at bfd980b: spas_sage2_attn_meansim_topk_cuda(q, k, v, attn_mask=None, dropout_p=0.0,
+is_causal=False, scale=None, smooth_k=True, simthreshd1=-0.1, cdfthreshd=None, topk=0.5, pvthreshd=50,
+attention_sink=False, tensor_layout="HND", output_dtype=float16, return_sparsity=False); a branch adds return_lse and
+has another topk, so topk is given. A mask is ignored, is_causal reaches the choice of blocks but not the kernel
+inside the diagonal ones, and it sets the current device. Of the keys, the share TOPK is read.
 """
 
 from __future__ import annotations

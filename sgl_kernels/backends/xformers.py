@@ -1,7 +1,8 @@
 """xFormers' memory_efficient_attention: BSHD, additive bias with aligned strides, causal as a bias object.
 
-Signature read from xformers 0.0.32: memory_efficient_attention(query, key, value, attn_bias=None, p=0.0,
-scale=None, *, op=None, output_dtype=None).
+Signature read from xformers 0.0.35: memory_efficient_attention(query, key, value, attn_bias=None, p=0.0,
+scale=None, *, op=None, output_dtype=None). Its CUTLASS kernel, the one with masks, float32 and top-left causal calls
+of unequal lengths, says itself that it ends at capability 9.0; newer GPUs have the FlashAttention kernel alone.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgl_kernels.backends._attention import expanded_mask, feature, last_dim_contiguous, rejects
+from sgl_kernels.backends._attention import expanded_mask, feature, last_dim_contiguous, rejects, shape
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
+from sgl_kernels.core.device import Device
 from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.core.requires import FLOATS, Requires
+from sgl_kernels.core.verdict import Reason, Rejected
 
 
 def _aligned_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -66,6 +69,19 @@ def _rejects(facts: Any) -> Any:
     return _plain(facts)
 
 
+def _rejects_on(facts: Any, device: Device) -> Rejected | None:
+    """What is left past Hopper, where only the FlashAttention kernel runs."""
+    if device.platform != "cuda" or device.capability is None or device.capability <= (9, 0):
+        return None
+    if facts.dtype is torch.float32:
+        return Rejected(Reason.DTYPE, "its float32 kernel ends at capability 9.0")
+    if facts.mask:
+        return feature("its kernel with masks ends at capability 9.0")
+    if facts.causal == "top_left" and facts.sq != facts.sk:
+        return feature("its kernel for top-left causal calls of unequal lengths ends at capability 9.0")
+    return shape(f"head_dim is {facts.head_dim}, needs at most 256 here") if facts.head_dim > 256 else None
+
+
 IMPLEMENTATIONS = (
     Implementation(
         op="attention",
@@ -75,6 +91,7 @@ IMPLEMENTATIONS = (
             platforms=frozenset({"cuda", "rocm"}), packages=("xformers>=0.0.28",), dtypes=FLOATS
         ),
         rejects=_rejects,
+        rejects_on=_rejects_on,
         bugs=bugs_of("xformers", "attention"),
         rank=rank("xformers", "attention"),
         proof="contract",

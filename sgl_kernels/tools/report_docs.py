@@ -9,6 +9,7 @@ from pathlib import Path
 from sgl_kernels.core.environment import default_text
 from sgl_kernels.core.registry import registry
 from sgl_kernels.core.sources import TABLE
+from sgl_kernels.tools import report_machines
 from sgl_kernels.tools.inventory import backends_table, inventory
 from sgl_kernels.tools.report import Table, markdown_table
 
@@ -55,7 +56,13 @@ def aliases() -> str:
     return markdown_table(Table("", found.columns, [(f"`{a}`", _code(b)) for a, b in found.rows]))
 
 
-MAKERS: dict[str, Callable[[], str]] = {"backends": backends, "ops": ops, "env": env, "aliases": aliases}
+MAKERS: dict[str, Callable[[], str]] = {
+    "backends": backends,
+    "ops": ops,
+    "env": env,
+    "aliases": aliases,
+    "machines": report_machines.render,
+}
 
 
 def _code(text: object) -> str:

@@ -17,11 +17,11 @@ from sgl_kernels.core.verdict import Selection
 
 MLX_ON = Settings(apple=Apple(use_mlx=True))
 TRITON = {"triton": "3.7.1"}
-FA2 = {"flash-attn": "2.8.3"}
+FA2 = {"flash-attn": "2.8.4"}
 SAGE1, SAGE2 = {"sageattention": "1.0.6"}, {"sageattention": "2.2.0"}
 EVERYTHING_FOR_CUDA = {
     **TRITON, **FA2, **SAGE2, "flash_attn_interface": "3.0.0", "flash-attn-4": "4.0.0b36", "sageattn3": "1.0.0",
-    "flashinfer-python": "0.7.2", "xformers": "0.0.32", "kernels": "0.17.2", "spas_sage_attn": "0.1.0",
+    "flashinfer-python": "0.7.2", "xformers": "0.0.35", "kernels": "0.17.2", "spas_sage_attn": "0.1.0",
 }  # fmt: skip
 
 
@@ -53,7 +53,7 @@ MACHINES: dict[str, Machine] = {
     "rtx4090": Machine("cuda:sm89", "NVIDIA GeForce RTX 4090", EVERYTHING_FOR_CUDA),
     "rtx3090": Machine("cuda:sm86", "NVIDIA GeForce RTX 3090", {**TRITON, **FA2, **SAGE1}),
     "a100": Machine("cuda:sm80", "NVIDIA A100", {**TRITON, **FA2}),
-    "t4": Machine("cuda:sm75", "Tesla T4", {**TRITON, **FA2, "xformers": "0.0.32"}),
+    "t4": Machine("cuda:sm75", "Tesla T4", {**TRITON, **FA2, "xformers": "0.0.35"}),
     "mi300x": Machine("rocm:gfx942", "AMD Instinct MI300X", {**TRITON, **FA2, "amd-aiter": "0.1.7"}),
     "mi300x-wrong-aiter": Machine("rocm:gfx942", "AMD Instinct MI300X", {**TRITON, "aiter": "0.13.20191203"}),
     "mi355x": Machine("rocm:gfx950", "AMD Instinct MI355X", {**TRITON, "amd-aiter": "0.1.7"}),
@@ -62,6 +62,7 @@ MACHINES: dict[str, Machine] = {
     "arc-b580": Machine("xpu:xe2", "Intel Arc B580", TRITON),
     "ponte-vecchio": Machine("xpu:pvc", "Intel Data Center GPU Max 1550", TRITON),
     "ascend910b": Machine("npu:ascend910b", "Ascend910B3", {"torch-npu": "2.13.0"}),
+    "mtt-s4000": Machine("musa:mp_22", "MTT S4000", {"torch_musa": "2.7.0"}),
     "mtt-s5000": Machine("musa:mp_31", "MTT S5000", {"torch_musa": "2.7.0"}),
     "m1": Machine("mps:m1", "Apple M1"),
     "m2-old-mlx": Machine("mps:m2", "Apple M2", {"mlx": "0.18.0"}, MLX_ON),
@@ -69,7 +70,7 @@ MACHINES: dict[str, Machine] = {
     "m4-mlx-off": Machine("mps:m4", "Apple M4", {"mlx": "0.32.4"}),
     "xeon-amx": Machine("cpu:avx512bf16", "Intel Xeon 8480+", {}),
     "xeon-avx512": Machine("cpu:avx512", "Intel Xeon 8280", {}),
-    "zen5": Machine("cpu:avx512bf16", "AMD EPYC 9755", {"zentorch": "5.2.0"}),
+    "zen5": Machine("cpu:avx512bf16", "AMD EPYC 9755", {"zentorch": "2.13.0.2"}),
     "graviton": Machine("cpu:neon", "AWS Graviton4", {}),
     "laptop-avx2": Machine("cpu:avx2", "Intel Core i5-8250U", {}),
     "laptop-baseline": Machine("cpu:baseline", "Intel Celeron N4000", {}),

@@ -1,4 +1,4 @@
-"""What runs on 29 invented machines, as whole Selection values against tests/backends/machines.json.
+"""What runs on 30 invented machines, as whole Selection values against tests/backends/machines.json.
 
 After a change of a backend, of the order table or of the bug list, look at what the change does to all of them:
 
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from sgl_kernels.core.registry import registry
+from sgl_kernels.tools import report_machines
 from tests.backends.machines import MACHINES, QUESTIONS, decide
 
 PATH = Path(__file__).with_name("machines.json")
@@ -71,6 +72,18 @@ def test_every_backend_of_the_registry_is_considered_on_every_machine():
         for op in QUESTIONS:
             considered = {c.backend for c in decide(machine, op).candidates}
             assert considered == {i.backend for i in registry.implementations(op)}, name
+
+
+@pytest.mark.parametrize("machine", report_machines.machines(), ids=lambda m: m["device"])
+def test_the_reviewed_machines_have_evidence_and_are_served(machine):
+    assert (
+        machine["evidence"]
+        and machine["links"]
+        and all(link.startswith("https://") for link in machine["links"])
+    )
+    for question in report_machines.QUESTIONS:
+        selection = report_machines.decide(machine, question)
+        assert selection.chosen and selection.device.platform == machine["device"].partition(":")[0]
 
 
 if __name__ == "__main__":
