@@ -1,5 +1,5 @@
 # Reports: the parity matrix as a page, the support matrix, measurements, pictures, generated documentation.
-.PHONY: doctor parity support-matrix bench bench-dispatch plots docs
+.PHONY: doctor parity support-matrix support-evidence bench bench-dispatch plots docs
 RESULTS := benchmarks/results
 # One thread of CPU time also gives steady ratios on a machine that others use: make bench BENCH_ARGS="--clock cpu"
 BENCH_ARGS ?= --threads 1,2
@@ -13,6 +13,15 @@ parity: venv  ## every op, case and dtype on every backend against float64: out/
 
 support-matrix: venv  ## run the smoke cases of what fits this machine: docs/support-matrix.md
 	$(BIN)/sgl-kernels support-matrix
+
+# The tests put down what they show; Triton's run only where it is installed (make triton-parity).
+EVIDENCE := $(CURDIR)/build/evidence.jsonl
+support-evidence: venv  ## run the proofs without a device and write them into docs/support-matrix.md
+	mkdir -p build && rm -f $(EVIDENCE)
+	SGL_KERNELS_EVIDENCE=$(EVIDENCE) $(BIN)/python -m pytest tests/backends tests/simulated -q -n 2
+	if $(BIN)/python -c "import triton" 2>/dev/null; then SGL_KERNELS_EVIDENCE=$(EVIDENCE) TRITON_INTERPRET=1 \
+	  $(BIN)/python -m pytest tests/ops/test_parity.py -k "/triton and bfloat16 or nvfp4 and /triton" -q -n 2; fi
+	$(BIN)/sgl-kernels support-matrix --no-run --evidence $(EVIDENCE)
 
 bench: venv bench-dispatch  ## measure every benchmark case: benchmarks/results/MACHINE/FAMILY.json
 	$(BIN)/sgl-kernels bench --compile --out $(RESULTS) $(BENCH_ARGS)

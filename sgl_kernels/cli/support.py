@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from sgl_kernels.cli import _common
 from sgl_kernels.cli._common import Json
 
 PAGE = Path("docs/support-matrix.md")
+RESULTS = Path("benchmarks/results/triton_aot")
 
 
 def support_matrix(
@@ -22,6 +24,10 @@ def support_matrix(
     run: Annotated[
         bool, typer.Option("--run/--no-run", help="Run the smoke cases of what fits this device.")
     ] = True,
+    evidence_from: Annotated[
+        Path | None,
+        typer.Option("--evidence", help="Lines that tests put down: see `make support-evidence`."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Which backend serves which op, and how that is known: ran, interpreted, compiled, contract, simulated.
@@ -48,6 +54,15 @@ def support_matrix(
             total = len(matrix.runnable(registry, where))
             with _common.progress(total, "smoke cases", as_json) as advance:
                 evidence, problems = matrix.gather(registry, where, evidence, advance)
+        if evidence_from is not None:
+            if not evidence_from.is_file():
+                raise typer.BadParameter(
+                    f"--evidence is '{evidence_from}', expected a file written by the tests"
+                )
+            today = datetime.date.today().isoformat()
+            evidence = matrix.merged(evidence, iter(evidence_from.read_text("utf-8").splitlines()), today)
+        if RESULTS.is_dir():
+            evidence = [e for e in evidence if e.proof != "compiled"] + matrix.compiled(RESULTS, registry)
         matrix.save_evidence(evidence_file, evidence)
         out.write_text(matrix.render(registry, evidence), encoding="utf-8")
     table = matrix.grid(registry, evidence)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,13 +36,16 @@ MEANING = {
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """That an implementation ran somewhere and was right."""
+    """That an implementation was right: run on a device, or proven by a test without one."""
 
     op: str
     backend: str
-    device: str
+    device: str  # where it ran; '' for a proof without the device
     torch: str
     date: str
+    proof: str = "ran"
+    where: str = ""  # the test, or the result file
+    cases: int = 0
 
 
 def device_name(device: torch.device) -> str:
@@ -54,13 +58,15 @@ def load_evidence(path: Path) -> list[Evidence]:
     """What earlier runs saw, on this machine and on others."""
     if not path.is_file():
         return []
-    return [Evidence(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    return [
+        Evidence(**{"device": "", "date": "", **row}) for row in json.loads(path.read_text(encoding="utf-8"))
+    ]
 
 
 def save_evidence(path: Path, rows: list[Evidence]) -> None:
     """Write the evidence, ordered so that a change is a small diff."""
-    ordered = sorted(rows, key=lambda e: (e.op, e.backend, e.device))
-    lines = ",\n  ".join(json.dumps(asdict(row)) for row in ordered)
+    ordered = sorted(rows, key=lambda e: (e.op, e.backend, e.proof, e.device, e.where))
+    lines = ",\n  ".join(json.dumps({k: v for k, v in asdict(row).items() if v}) for row in ordered)
     path.write_text(f"[\n  {lines}\n]\n" if ordered else "[]\n", encoding="utf-8")
 
 
@@ -103,7 +109,8 @@ def gather(
 ) -> tuple[list[Evidence], list[str]]:
     """Run the smoke cases here and add what was right to what is known; (evidence, failures)."""
     where, today = device_name(device), datetime.date.today().isoformat()
-    kept = {(e.op, e.backend, e.device): e for e in known if _exists(source, e)}
+    proven = [e for e in known if e.proof != "ran" and _exists(source, e)]
+    kept = {(e.op, e.backend, e.device): e for e in known if e.proof == "ran" and _exists(source, e)}
     problems = []
     for op, implementation in runnable(source, device):
         advance(f"{op.name} {implementation.backend}")
@@ -118,7 +125,48 @@ def gather(
             kept.pop(key, None)
         elif key not in kept and any(c.status == "pass" for c in cells):
             kept[key] = Evidence(*key, torch.__version__.partition("+")[0], today)
-    return list(kept.values()), problems
+    return [*kept.values(), *proven], problems
+
+
+def merged(known: list[Evidence], lines: Iterator[str], date: str) -> list[Evidence]:
+    """`known` with what tests put down (tests/evidence.py), cases of a test added up; an older word of it goes."""
+    totals: dict[tuple[str, str, str, str], Evidence] = {}
+    for line in lines:
+        row = json.loads(line)
+        key = (row["op"], row["backend"], row["proof"], row["test"])
+        cases = row["cases"] + (totals[key].cases if key in totals else 0)
+        totals[key] = Evidence(key[0], key[1], "", row["torch"], date, key[2], key[3], cases)
+    fresh = {(e.op, e.backend, e.proof) for e in totals.values()}
+    return [e for e in known if (e.op, e.backend, e.proof) not in fresh] + list(totals.values())
+
+
+KERNEL_WORDS = {
+    ("attention", "triton_int8"): ("attention", "int8"),
+    ("attention_lse", "triton"): ("attention", "lse"),
+    ("attention_varlen", "triton"): ("attention", "varlen"),
+    ("residual_gate_norm_scale_shift", "triton"): ("residual_adaln",),
+    ("layer_norm", "triton"): ("norm_scale_shift",),  # one kernel: a layer norm, and what follows it
+}
+"""The words of a kernel's name in the budgets, where they are not the op's name."""
+
+
+def compiled(folder: Path, source: Registry) -> list[Evidence]:
+    """That our Triton kernels were compiled, from the budgets of every target (benchmarks/triton_aot.py)."""
+    targets = {
+        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))
+    }
+    names = [set(re.split(r"[/.]", name)) for data in targets.values() for name in data["kernels"]]
+    version = ", ".join(sorted({f"triton {data['triton']}" for data in targets.values()}))
+    where = f"{folder.as_posix()}: {', '.join(targets)}"
+    found = []
+    for op in source.ops():
+        for implementation in source.implementations(op):
+            words = KERNEL_WORDS.get((op, implementation.backend), (op,))
+            int8 = {"int8"}.difference(words)
+            cases = sum(name.issuperset(words) and not name & int8 for name in names)
+            if "compiled" in implementation.proof and cases:
+                found.append(Evidence(op, implementation.backend, "", version, "", "compiled", where, cases))
+    return found
 
 
 def _exists(source: Registry, evidence: Evidence) -> bool:
@@ -139,7 +187,7 @@ def cell(implementation: Implementation | None, ran: bool) -> str:
 
 def grid(source: Registry, evidence: list[Evidence]) -> Table:
     """One row for each backend, one column for each op."""
-    seen = {(e.op, e.backend) for e in evidence}
+    seen = {(e.op, e.backend) for e in evidence if e.proof == "ran"}
     ops = list(source.ops())
     rows = []
     for backend in source.backends():
@@ -160,7 +208,7 @@ def render(source: Registry, evidence: list[Evidence]) -> str:
         ("device", "torch", "date", "backends"),
         [
             (device, version, date, ", ".join(f"`{b}`" for b in dict.fromkeys(e.backend for e in rows)))
-            for (device, version, date), rows in _by_device(own).items()
+            for (device, version, date), rows in _by_device([e for e in own if e.proof == "ran"]).items()
         ],
     )
     words = Table("", ("word", "meaning"), [(k, v) for k, v in MEANING.items() if k != "no"])
@@ -173,8 +221,43 @@ def render(source: Registry, evidence: list[Evidence]) -> str:
         markdown_table(words),
         "## Where it ran",
         markdown_table(ran) if ran.rows else "Nowhere yet.",
+        "## Evidence",
+        "What stands behind each cell that did not run on its device: the test that showed it, how many cases of the "
+        "op went through it, and when. Written by `make support-evidence` from the tests themselves.",
+        markdown_table(proofs(own)),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def proofs(evidence: list[Evidence]) -> Table:
+    """One line for each backend, proof and place it is shown at."""
+    groups: dict[tuple[str, str, str], list[Evidence]] = {}
+    for e in sorted(evidence, key=lambda e: (e.backend, e.proof, e.where, e.op)):
+        if e.proof != "ran":
+            groups.setdefault((e.backend, e.proof, e.where), []).append(e)
+    rows = [
+        (
+            f"`{backend}`",
+            proof,
+            ", ".join(f"`{e.op}` {e.cases}" for e in found),
+            f"`{where}`",
+            max(e.date for e in found) or found[0].torch,
+        )
+        for (backend, proof, where), found in groups.items()
+    ]
+    return Table("", ("backend", "proof", "ops and cases", "shown by", "date"), rows)
+
+
+def unproven(source: Registry, evidence: list[Evidence]) -> list[tuple[str, str, str]]:
+    """The (op, backend, word) cells whose word has no evidence behind it."""
+    known = {(e.op, e.backend, e.proof) for e in evidence}
+    return [
+        (op, i.backend, word.strip())
+        for op in source.ops()
+        for i in source.implementations(op)
+        for word in (i.proof.split(",") if i.proof else ())
+        if (op, i.backend, word.strip()) not in known and (op, i.backend, "ran") not in known
+    ]
 
 
 def _by_device(evidence: list[Evidence]) -> dict[tuple[str, str, str], list[Evidence]]:
@@ -196,7 +279,8 @@ def stale(page: Path, evidence_file: Path, source: Registry, device: torch.devic
     ]
     if page.read_text(encoding="utf-8") != render(source, evidence):
         problems.append(f"{page} is not what the registry and {evidence_file.name} give")
-    seen = {(e.op, e.backend) for e in evidence}
+    problems += [f"{op} on {b}: nothing stands behind {w!r}" for op, b, w in unproven(source, evidence)]
+    seen = {(e.op, e.backend) for e in evidence if e.proof == "ran"}
     for op, implementation in runnable(source, device):
         if (op.name, implementation.backend) not in seen:
             problems.append(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.core.registry import registry
+from tests import evidence
 
 TOLERANCE = {torch.float32: 2e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -64,8 +65,9 @@ def accepted_cases(
 
 
 def check(
-    op: str, backend: str, *, at_least: int, run: Callable[..., Any] | None = None, tolerance: float = 1.0
-) -> None:
+    op: str, backend: str, *, at_least: int, run: Callable[..., Any] | None = None, tolerance: float = 1.0,
+    proof: str = "contract",
+) -> None:  # fmt: skip
     """Every accepted case of (op, backend) equals the reference; `at_least` of them exist, so none went missing."""
     declared = implementation(op, backend)
     call = run or declared.load(None)
@@ -87,6 +89,7 @@ def check(
                 assert torch.equal(_comparable(old), _comparable(new)), (
                     f"{op}/{backend}/{name}: an input was changed"
                 )
+    evidence.record(op, backend, proof, len(rows))
 
 
 def _outs(value: Any) -> tuple[Tensor, ...]:

@@ -26,7 +26,7 @@ def _fake_dense(sides):
     def flash_attn_func(
         q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1, 0)[:sides], bias=None,
         alibi_slopes=None, deterministic=True, return_lse=False, return_attn_probs=False, how_v3_bf16_cvt=1,
-        cu_seqlens_q=None, cu_seqlens_kv=None,
+        cu_seqlens_q=None, cu_seqlens_kv=None, sink_ptr=None, num_splits=0,
     ):  # fmt: skip
         assert dropout_p == 0.0 and len(window_size) == sides and all(t.stride(-1) == 1 for t in (q, k, v))
         left, right = window_size[:2]
@@ -40,10 +40,11 @@ def _fake_dense(sides):
 
 def flash_attn_varlen_func(
     q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, min_seqlen_q=0, dropout_p=0.0,
-    softmax_scale=None, logits_soft_cap=0.0, causal=False, window_size=(-1, -1), bias=None, alibi_slopes=None,
+    softmax_scale=None, logits_soft_cap=0.0, causal=False, window_size=(-1, -1, 0), bias=None, alibi_slopes=None,
     deterministic=False, return_lse=False, return_attn_probs=False, how_v3_bf16_cvt=1, block_table=None, out=None,
+    cu_seqlens_q_padded=None, cu_seqlens_k_padded=None, sink_ptr=None,
 ):  # fmt: skip
-    assert min_seqlen_q == 0 and logits_soft_cap == 0.0
+    assert min_seqlen_q == 0 and logits_soft_cap == 0.0 and len(window_size) == 3 and window_size[2] == 0
     return reference.attention_varlen(
         q,
         k,
@@ -54,7 +55,7 @@ def flash_attn_varlen_func(
         max_seqlen_k,
         causal,
         softmax_scale,
-        *window_size,
+        *window_size[:2],
         0.0,
     )
 

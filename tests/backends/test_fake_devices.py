@@ -21,15 +21,41 @@ def test_an_op_keeps_device_shape_and_dtype(op, device):
     args = definition.canonical(*case.make(torch.device("cpu"), torch.float16))
     want = definition.reference(*args)
     with FakeTensorMode():
-        there = tuple(
-            torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=device)
-            if isinstance(a, torch.Tensor)
-            else a
-            for a in args
-        )
+        there = tuple(_there(a, device) for a in args)
         got = getattr(torch.ops.sgl_kernels, op).default(*there)
     for g, w in zip(*(o if isinstance(o, tuple) else (o,) for o in (got, want)), strict=True):
         assert (g.device.type, g.shape, g.dtype) == (device, w.shape, w.dtype)
+
+
+def _there(a, device):
+    if not isinstance(a, torch.Tensor):
+        return a
+    return torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device=device)
+
+
+@pytest.mark.parametrize("device", ["cuda", "xpu", "mps"])
+def test_every_op_compiles_for_a_device_that_is_not_here(device):
+    """torch.compile with aot_eager, every op a node of one graph, nvfp4 included."""
+    calls, given, want = [], [], []
+    for name in registry.ops():
+        definition = registry.op(name)
+        case = next(c for c in definition.cases() if "smoke" in c.tags)
+        dtype = torch.bfloat16 if torch.bfloat16 in case.dtypes else next(iter(case.dtypes))
+        args = definition.canonical(*case.make(torch.device("cpu"), dtype))
+        calls.append(getattr(torch.ops.sgl_kernels, name).default)
+        given.append(args)
+        want.append(definition.fake(*(a.to("meta") if isinstance(a, torch.Tensor) else a for a in args)))
+    torch._dynamo.reset()
+    with FakeTensorMode():
+        there = [tuple(_there(a, device) for a in args) for args in given]
+
+        def everything(many):
+            return [call(*args) for call, args in zip(calls, many, strict=True)]
+
+        got = torch.compile(everything, backend="aot_eager", fullgraph=True)(there)
+    for call, one, expected in zip(calls, got, want, strict=True):
+        for g, w in zip(*(o if isinstance(o, tuple) else (o,) for o in (one, expected)), strict=True):
+            assert (g.device.type, g.shape, g.dtype) == (device, w.shape, w.dtype), call
 
 
 def test_a_block_exports_for_a_device_that_is_not_here():

@@ -25,6 +25,7 @@ def _minus_one(window):
     return window
 
 
+# Signatures of flash-attn 2.8.4, the hopper folder at 0251105a and flash-attn-4 4.0.0b36, held by test_signatures.py
 def fa2_func(
     q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, window_size=(-1, -1), softcap=0.0, alibi_slopes=None,
     deterministic=False, return_attn_probs=False,
@@ -73,15 +74,20 @@ def _none(window):
 def fa4_func(
     q, k, v, qv=None, gather_kv_indices=None, softmax_scale=None, causal=False, window_size=(None, None),
     learnable_sink=None, softcap=0.0, num_splits=1, pack_gqa=None, deterministic=False, score_mod=None,
-    return_lse=False,
+    score_mod_bwd=None, mask_mod=None, aux_tensors=None, aux_scalars=None, block_sparse_tensors=None,
+    block_sparse_tensors_bwd=None, return_lse=False, gather_bwd_recompute_p=False, gather_bwd_token_chunk=None,
 ):  # fmt: skip
     out, lse = _dense(q, k, v, softmax_scale, causal, _none(window_size), softcap)
     return (out, lse) if return_lse else (out, None)
 
 
 def fa4_varlen(
-    q, k, v, qv=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None, seqused_q=None,
-    seqused_k=None, softmax_scale=None, causal=False, window_size=(None, None), softcap=0.0, return_lse=False,
+    q, k, v, qv=None, cu_seqlens_q=None, cu_seqlens_k=None, max_seqlen_q=None, max_seqlen_k=None, min_seqlen_k=None,
+    seqused_q=None, seqused_k=None, gather_kv_indices=None, page_table=None, softmax_scale=None, causal=False,
+    window_size=(None, None), learnable_sink=None, softcap=0.0, num_splits=1, pack_gqa=None, deterministic=False,
+    score_mod=None, score_mod_bwd=None, mask_mod=None, block_sparse_tensors=None, aux_tensors=None, aux_scalars=None,
+    return_lse=False, scheduler_metadata=None, seqlen_k_per_split=None, disable_scheduler_metadata=False,
+    gather_bwd_recompute_p=False, gather_bwd_token_chunk=None,
 ):  # fmt: skip
     out = _packed(
         q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, softmax_scale, causal, _none(window_size),

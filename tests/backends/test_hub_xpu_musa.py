@@ -46,7 +46,7 @@ def _get_kernel(offered, asked):
 @pytest.mark.parametrize(
     "repo, build", [(repo, i) for repo, builds in HUB.items() for i in range(len(builds))]
 )
-@pytest.mark.parametrize("op, at_least", [("attention_lse", 30), ("attention_varlen", 6)])
+@pytest.mark.parametrize("op, at_least", [("attention", 30), ("attention_lse", 30), ("attention_varlen", 6)])
 def test_hub_contract(repo, build, op, at_least, monkeypatch):
     hopper, asked = repo.endswith("3"), []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: hopper)
@@ -94,9 +94,9 @@ def test_pinned_slot(backend, slot, monkeypatch):
         yield
 
     monkeypatch.setattr(torch.nn.attention, "sdpa_kernel", sdpa_kernel)
-    contract.check("attention", backend, at_least=20)
+    contract.check("attention", backend, at_least=20, proof="simulated")
     assert set(pinned) == {slot}
 
 
 def test_musa_rms_norm():
-    contract.check("rms_norm", "musa", at_least=15)
+    contract.check("rms_norm", "musa", at_least=15, proof="simulated")

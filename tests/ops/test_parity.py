@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import sgl_kernels  # noqa: F401 - defines the ops
 from sgl_kernels.core.device import probe
 from sgl_kernels.core.packages import installed_version
 from sgl_kernels.tools.parity import matrix, run_cell
+from tests import evidence
 
 
 def _params(place: torch.device):
@@ -40,6 +42,8 @@ def test_parity(op, case, implementation, dtype, device, require, seed):
     if cell.status == "skip":
         require.skip(implementation.backend, cell.detail)
     assert cell.status == "pass", cell.detail
+    if os.environ.get("TRITON_INTERPRET") == "1" and implementation.backend.startswith("triton"):
+        evidence.record(op.name, implementation.backend, "interpreted", 1)
 
 
 def test_the_matrix_is_not_empty():

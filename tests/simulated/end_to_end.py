@@ -9,6 +9,7 @@ import torch
 
 import sgl_kernels
 from sgl_kernels.core.registry import registry
+from tests import evidence
 
 TOLERANCE = {torch.float32: 2e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
@@ -33,7 +34,8 @@ def smoke(op: str, device: str, dtype: torch.dtype) -> set[str]:
             continue
         args = definition.canonical(*case.make(torch.device("cpu"), dtype, seed=5))
         there = moved(args, device)
-        served.add(sgl_kernels.explain(op, *there).chosen)
+        chosen = sgl_kernels.explain(op, *there).chosen
+        served.add(chosen)
         got, want = call(*there), definition.reference(*args)
         outs = zip(*(o if isinstance(o, tuple) else (o,) for o in (got, want)), strict=True)
         for g, w in outs:
@@ -42,6 +44,7 @@ def smoke(op: str, device: str, dtype: torch.dtype) -> set[str]:
             torch.testing.assert_close(
                 g.cpu().float(), w.float(), rtol=limit, atol=limit, msg=lambda m: f"{op}: {m}"
             )
+        evidence.record(op, chosen, "simulated", 1)
     assert served, f"{op} has no smoke case at {dtype}"
     return served
 

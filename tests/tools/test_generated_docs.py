@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from sgl_kernels.cli import app
-from sgl_kernels.core.registry import registry
+from sgl_kernels.core.registry import Registry, registry
 from sgl_kernels.core.sources import BY_NAME
 from sgl_kernels.tools import report_docs, support_matrix
 
@@ -77,3 +77,65 @@ def test_stale_support_matrix_is_noticed(tmp_path):
     problems = support_matrix.stale(page, evidence, registry, CPU)
     assert any("is not what the registry" in p for p in problems)
     assert any("rms_norm on torch_sdpa can run here" in p for p in problems)
+
+
+def test_the_proof_behind_a_cell_is_a_test_that_ran(tmp_path):
+    """Lines of tests are added up, replace older ones of the same cell, and survive the file."""
+    test = '"test": "tests/a.py::test_b", "torch": "2.13.0"'
+    line = '{"op": "attention", "backend": "fa2", "proof": "contract", "cases": %d, ' + test + "}"
+    known = [
+        support_matrix.Evidence(
+            "attention", "fa2", "", "2.9", "2025-01-01", "contract", "tests/old.py::test_gone", 3
+        ),
+        support_matrix.Evidence("attention", "fa2", "a device", "2.13.0", "2026-01-01"),
+    ]
+    found = support_matrix.merged(known, iter([line % 30, line % 2]), "2026-02-02")
+    assert {(e.where, e.cases, e.date) for e in found if e.proof == "contract"} == {
+        ("tests/a.py::test_b", 32, "2026-02-02")
+    }
+    assert any(e.device == "a device" for e in found), "what ran stays"
+    path = tmp_path / "e.json"
+    support_matrix.save_evidence(path, found)
+    assert sorted(support_matrix.load_evidence(path), key=str) == sorted(found, key=str)
+    page = support_matrix.render(registry, found)
+    assert "| `fa2` | contract | `attention` 32 | `tests/a.py::test_b` | 2026-02-02 |" in page
+    assert ("attention", "fa2", "contract") not in support_matrix.unproven(registry, found)
+    assert ("attention", "fa3", "contract") in support_matrix.unproven(registry, found)
+
+
+def test_several_machines_stand_side_by_side(tmp_path):
+    rows = [
+        support_matrix.Evidence("rms_norm", "cpu", name, "2.13.0", "2026-01-01") for name in ("one", "two")
+    ]
+    kept, _ = support_matrix.gather(Registry(), CPU, rows)
+    assert not kept, "an empty registry knows neither"
+    page = support_matrix.render(registry, rows)
+    assert "| one | 2.13.0 | 2026-01-01 | `cpu` |" in page and "| two | 2.13.0 | 2026-01-01 | `cpu` |" in page
+
+
+def test_every_cell_of_the_committed_matrix_has_its_proof():
+    """The tests it names exist; a cell whose word nothing stands behind is a claim."""
+    evidence = support_matrix.load_evidence(ROOT / "docs" / "support-matrix.json")
+    assert not support_matrix.unproven(registry, evidence)
+    for e in evidence:
+        if e.proof in ("contract", "simulated", "interpreted"):
+            path, _, function = e.where.partition("::")
+            assert f"def {function.rpartition('::')[2]}(" in (ROOT / path).read_text(), e
+            assert e.cases > 0
+        if e.proof == "compiled":
+            assert (ROOT / e.where.partition(":")[0]).is_dir()
+
+
+def test_compiled_cells_come_from_the_budgets():
+    found = support_matrix.compiled(ROOT / "benchmarks" / "results" / "triton_aot", registry)
+    by_op = {(e.op, e.backend): e.cases for e in found}
+    assert (
+        by_op["attention", "triton"] > by_op["attention", "triton_int8"] > 0
+        and by_op["attention_varlen", "triton"] > 0
+    )
+    assert all(
+        "compiled" in i.proof
+        for op in registry.ops()
+        for i in registry.implementations(op)
+        if (op, i.backend) in by_op
+    )
