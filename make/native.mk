@@ -17,8 +17,12 @@ fuzz: venv  ## ten thousand random calls of every family of C++ kernels
 # Baseline code on aarch64 is NEON. The check needs neither torch nor Python: apt install g++-aarch64-linux-gnu
 # qemu-user-static.
 AARCH64 := build/aarch64
-aarch64:  ## cross-compile the row kernels for NEON and check them under qemu
+aarch64:  ## cross-compile the row and NVFP4 kernels for NEON and check them under qemu
 	mkdir -p $(AARCH64)
 	aarch64-linux-gnu-g++ -std=c++20 -O2 -Wall -Wno-unknown-pragmas -fno-math-errno -static -Icsrc/cpu \
 	  csrc/cpu/fused_base.cpp tests/kernels/native/check_rows.cpp -o $(AARCH64)/check_rows
 	qemu-aarch64-static $(AARCH64)/check_rows
+	aarch64-linux-gnu-g++ -std=c++20 -O2 -Wall -Wno-unknown-pragmas -fno-math-errno -static -Icsrc/cpu \
+	  csrc/cpu/nvfp4_linear_base.cpp csrc/cpu/nvfp4_quantize_base.cpp tests/kernels/native/check_nvfp4.cpp \
+	  -o $(AARCH64)/check_nvfp4
+	qemu-aarch64-static $(AARCH64)/check_nvfp4

@@ -21,7 +21,6 @@ using nvfp4::Element;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-constexpr int64_t kRowsAtOnce = 1024;  // digit rows whose accumulators (256 KB a panel) stay in L2
 constexpr float kMinGlobal = 0x1p-117f;
 
 const nvfp4::Kernels& choose() {
@@ -164,11 +163,12 @@ Tensor linear(Tensor x, Tensor weight, Tensor global_scale, std::optional<Tensor
     scale = input_scale ? scalar(*input_scale, "input_scale") : global_scale_of(x, type);
   }
 
-  const int64_t digits = nvfp4::digits(layer.coding), chunk = kRowsAtOnce / digits / nvfp4::kTileRows * nvfp4::kTileRows;
+  const int64_t digits = nvfp4::digits(layer.coding), chunk = kernels().rows_at_once(rows, layer.coding);
   const int64_t most = std::min(rows, chunk), tiles = (most * digits + nvfp4::kTileRows - 1) / nvfp4::kTileRows;
   const int64_t tile_bytes =
       k / nvfp4::kBlock * nvfp4::tile_block_bytes(nvfp4::kTileRows, nvfp4::has_block_scale(layer.coding));
-  Tensor encoded = torch::stable::empty({tiles * tile_bytes + 64}, ScalarType::Byte, std::nullopt, x.device());
+  const int64_t room = std::max(tiles * tile_bytes, most * k * 4);  // rows may stay fp32
+  Tensor encoded = torch::stable::empty({room + 64}, ScalarType::Byte, std::nullopt, x.device());
   auto* a = encoded.mutable_data_ptr<uint8_t>();
   std::vector<float> row_scale(static_cast<size_t>(most));
   const int64_t panels = weight.size(0), size = element_size(type);

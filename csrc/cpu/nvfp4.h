@@ -13,6 +13,7 @@ constexpr int64_t kBlock = 16;        // k that share a scale
 constexpr int64_t kPanel = 64;        // rows of a packed panel
 constexpr int64_t kBlockBytes = 576;  // a panel's bytes for one block of k
 constexpr int64_t kTileRows = 8;      // activation rows of a register tile
+constexpr int64_t kRowsAtOnce = 1024; // rows whose accumulators (256 KB a panel) stay in L2
 
 enum class Element { f32, bf16, f16 };
 
@@ -28,6 +29,9 @@ constexpr bool has_block_scale(Coding c) { return c != Coding::int8; }
 
 // Bytes of one block of a tile of `rows` digit rows: 16 int8 and an int32 correction each, maybe a float scale.
 constexpr int64_t tile_block_bytes(int64_t rows, bool block_scale) { return rows * (block_scale ? 24 : 20); }
+
+// Rows of x whose digits are that many.
+constexpr int64_t digit_rows_at_once(Coding c) { return kRowsAtOnce / digits(c) / kTileRows * kTileRows; }
 
 // A matrix of `rows` x K in memory order, any element type.
 struct Rows {
@@ -56,6 +60,8 @@ struct Kernels {
   void (*multiply)(const Linear& layer, const uint8_t* tiles, const float* row_scale, int64_t rows, void* out,
                    Element type, int64_t begin, int64_t end, uint8_t* scratch);
   int64_t (*panel_scratch_bytes)(int64_t rows, Coding coding);
+  // How many of `rows` to encode and multiply in one go.
+  int64_t (*rows_at_once)(int64_t rows, Coding coding);
 
   // Rows [begin, end) of x to packed codes (rows, k/2) and e4m3 block scales (rows, k/16).
   void (*quantize_rows)(const Rows& x, float global_scale, int64_t begin, int64_t end, uint8_t* codes,

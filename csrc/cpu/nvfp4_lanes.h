@@ -3,6 +3,8 @@
 // A 32-bit lane is one row (n) of the weight and holds 4 of its k, so sums of four products stay in their lane.
 #pragma once
 
+#include <stddef.h>
+
 #include "nvfp4.h"
 #include "vec_convert.h"
 
@@ -16,6 +18,8 @@ typedef int8_t B __attribute__((vector_size(4 * SGL_LANES)));
 typedef uint8_t UB __attribute__((vector_size(4 * SGL_LANES)));
 typedef int16_t W __attribute__((vector_size(4 * SGL_LANES)));
 typedef int32_t I __attribute__((vector_size(4 * SGL_LANES)));
+
+constexpr float kScaleBack = 128.0f;  // 2^8 of scales(), halved because weights are doubled
 
 // Twice each e2m1 value: whole numbers.
 alignas(16) constexpr int8_t kSigned[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
@@ -113,6 +117,16 @@ SGL_INLINE F scales(const uint8_t* codes) {
   }
   return out;
 #endif
+}
+
+// The four operands (4 k each) of kLanes rows of a panel's block, from column `column` of its 64.
+SGL_INLINE void operands(const uint8_t* block, int64_t column, B table, B (&w)[4]) {
+  const uint8_t* at = block + column / 16 * 128 + column % 16 * 4;
+  const B first = read_vector<B>(at), second = read_vector<B>(at + 64);
+  w[0] = low_nibbles(first, table);
+  w[1] = high_nibbles(first, table);
+  w[2] = low_nibbles(second, table);
+  w[3] = high_nibbles(second, table);
 }
 
 constexpr int64_t bytes_of(Element type) { return type == Element::f32 ? 4 : 2; }

@@ -361,6 +361,14 @@ void multiply(const Linear& layer, const uint8_t* tiles, const float* row_scale,
 
 }  // namespace
 
-const Kernels kKernels = {encode, multiply, panel_scratch_bytes, quantize_rows, finite_amax, decode_panel};
+const Kernels kKernels = {
+    .encode = encode,
+    .multiply = multiply,
+    .panel_scratch_bytes = panel_scratch_bytes,
+    .rows_at_once = [](int64_t, Coding coding) { return digit_rows_at_once(coding); },
+    .quantize_rows = quantize_rows,
+    .finite_amax = finite_amax,
+    .decode_panel = decode_panel,
+};
 
 }  // namespace sgl_kernels::nvfp4::avx512vbmi

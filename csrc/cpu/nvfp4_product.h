@@ -4,7 +4,7 @@
 // before they widen. Each fp32 accumulator is an output; nothing is reduced across lanes.
 #pragma once
 
-#include "nvfp4_encode.h"
+#include "nvfp4_float.h"
 
 namespace sgl_kernels::nvfp4 {
 namespace SGL_ISA {
@@ -16,17 +16,6 @@ constexpr int64_t kParts = kPanel / kColumns;
 constexpr int64_t kOperandBytes = 16 * kColumns;  // a part's weights for one block of k
 constexpr int64_t kChunkBlocks = 32;              // blocks of k decoded at once, to be found in L1
 constexpr int64_t kAhead = 8 * kBlockBytes;       // bytes of prefetch
-constexpr float kScaleBack = 128.0f;              // 2^8 of scales(), halved because weights are doubled
-
-// The four operands (4 k each) of kLanes rows of a panel's block, from column `column` of its 64.
-SGL_INLINE void operands(const uint8_t* block, int64_t column, B table, B (&w)[4]) {
-  const uint8_t* at = block + column / 16 * 128 + column % 16 * 4;
-  const B first = read_vector<B>(at), second = read_vector<B>(at + 64);
-  w[0] = low_nibbles(first, table);
-  w[1] = high_nibbles(first, table);
-  w[2] = low_nibbles(second, table);
-  w[3] = high_nibbles(second, table);
-}
 
 // One part of a panel, `blocks` blocks: operands [block][vector][4][4 * kLanes bytes], scales and corrections
 // [block][kColumns].
@@ -161,8 +150,8 @@ void direct_of(int64_t rows, const uint8_t* a, const uint8_t* panel, int64_t blo
 
 // Sums digits, applies scales and bias, rounds once.
 void finish(const Linear& layer, const float* c, const float* row_scale, int64_t rows, void* out, Element type,
-            int64_t panel) {
-  const int64_t count = digits(layer.coding), first = panel * kPanel;
+            int64_t panel, int64_t count) {
+  const int64_t first = panel * kPanel;
   const int64_t columns = layer.n - first < kPanel ? layer.n - first : kPanel;
   float bias[kPanel] = {}, row[kPanel];
   if (layer.bias != nullptr) {
@@ -220,27 +209,34 @@ void panel_product(const Linear& layer, const uint8_t* panel, const uint8_t* til
 }
 
 int64_t panel_scratch_bytes(int64_t rows, Coding coding) {
-  return rows * digits(coding) * kPanel * 4 + kChunkBlocks * (kOperandBytes + 8 * kColumns);
+  static_assert(float_scratch_bytes() <= kChunkBlocks * kOperandBytes);
+  return rows * (in_floats(coding, rows) ? 1 : digits(coding)) * kPanel * 4 + kChunkBlocks * (kOperandBytes + 8 * kColumns);
+}
+
+int64_t rows_at_once(int64_t rows, Coding coding) {
+  return in_floats(coding, rows) ? kFloatRowsAtOnce : digit_rows_at_once(coding);
 }
 
 void multiply(const Linear& layer, const uint8_t* tiles, const float* row_scale, int64_t rows, void* out,
               Element type, int64_t begin, int64_t end, uint8_t* scratch) {
-  const int64_t blocks = layer.k / kBlock, all = rows * digits(layer.coding);
-  const bool scaled = has_block_scale(layer.coding);
+  const bool scaled = has_block_scale(layer.coding), floats = in_floats(layer.coding, rows);
+  const int64_t blocks = layer.k / kBlock, count = floats ? 1 : digits(layer.coding), all = rows * count;
   float* c = reinterpret_cast<float*>(scratch);
   uint8_t* w = scratch + all * kPanel * 4;
   float* s = reinterpret_cast<float*>(w + kChunkBlocks * kOperandBytes);
   int32_t* correction = reinterpret_cast<int32_t*>(s + kChunkBlocks * kColumns);
   for (int64_t p = begin; p < end; ++p) {
     const uint8_t* panel = layer.weight + p * blocks * kBlockBytes;
-    if (all <= kDirectRows) {
+    if (floats) {
+      float_product(panel, reinterpret_cast<const float*>(tiles), rows, layer.k, c, reinterpret_cast<float*>(w));
+    } else if (all <= kDirectRows) {
       scaled ? direct_of<true>(all, tiles, panel, blocks, c) : direct_of<false>(all, tiles, panel, blocks, c);
     } else if (scaled) {
       panel_product<true>(layer, panel, tiles, all, c, w, s, correction);
     } else {
       panel_product<false>(layer, panel, tiles, all, c, w, s, correction);
     }
-    finish(layer, c, row_scale, rows, out, type, p);
+    finish(layer, c, row_scale, rows, out, type, p, count);
   }
 }
 

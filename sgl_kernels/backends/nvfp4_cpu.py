@@ -19,12 +19,11 @@ CPU = Requires(platforms=frozenset({"cpu"}), dtypes=FLOATS)
 DECODED_ROWS = {
     "avx512vbmi": {torch.float32: 48},
     "avx512vbmi, bf16": {torch.float32: 48, torch.bfloat16: 48},
-    "avx2": {torch.float32: 12},
-    "baseline": {torch.float32: 4},
 }
-"""From this many rows W4A16 decodes the weight in slices and multiplies with torch, which then is faster: four
-int8 digits for an fp32 x cost more than fp32 products, two for a bf16 x more than bf16 instructions where there are
-any. Measured at 3072 x 3072, see benchmarks/notes/cpu_nvfp4.md."""
+"""From this many rows W4A16 on AVX-512 decodes the weight in slices and multiplies with torch, which then is faster:
+four int8 digits for an fp32 x cost more than fp32 products, two for a bf16 x more than bf16 instructions where there
+are any. The other kernels multiply in fp32 themselves, which is faster than slices at every size: see
+benchmarks/notes/cpu_nvfp4.md, as for the numbers here."""
 SLICE_BYTES = 2 << 20  # of decoded weight, found in L2 by the product (M=256, fp32: 42.8 ms; 48.3 with 4 MiB)
 
 
@@ -59,7 +58,7 @@ def _load_linear(config: Any) -> Callable[..., Any]:
     level = extension.nvfp4_level()
     if level == "avx512vbmi" and cpu_arch() == "avx512bf16":
         level += ", bf16"
-    limits = DECODED_ROWS[level]
+    limits = DECODED_ROWS.get(level, {})
 
     def run(
         x: Tensor, weight: Tensor, weight_scale: Tensor, global_scale: Tensor, bias: Tensor | None,

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -133,6 +138,107 @@ def test_rows_do_not_see_each_other(activation):
     for row in (0, 7, 1023, 1024, 1099):
         alone = nvfp4_linear(x[row : row + 1], w, activation=activation, input_scale=scale, backend="cpu")
         assert torch.allclose(alone[0], every[row], rtol=1e-6, atol=1e-6)
+
+
+LEVELS = ("baseline", "avx2")
+
+
+def _below(level):
+    """Whether the process can be held down to `level` and is not there already."""
+    order = ("baseline", "avx2", "avx512vbmi")
+    here = torch.ops.sgl_kernels_cpu.nvfp4_level()
+    return here in order and order.index(level) <= order.index(here)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_levels_below_the_present_one_agree_with_it(level, require, tmp_path):
+    """Quantised bits are equal at every level, and results within fp32's rounding, in a process held down to it."""
+    if not _below(level):
+        require.skip("cpu", f"this machine has no {level} below its own kernels")
+    code = (
+        "import sys, torch\n"
+        "from tests.kernels.test_cpu_nvfp4 import everything\n"
+        "found = everything()\n"
+        "torch.save((torch.ops.sgl_kernels_cpu.nvfp4_level(), found), sys.argv[1])\n"
+    )
+    path = tmp_path / "found.pt"
+    env = dict(os.environ, SGL_KERNELS_CPU_ISA=level)
+    subprocess.run([sys.executable, "-c", code, str(path)], env=env, check=True, timeout=300)
+    ran, found = torch.load(path)
+    assert ran == level
+    for (name, got), (_, want) in zip(found, everything(), strict=True):
+        if got.dtype is torch.uint8:
+            assert torch.equal(got, want), name
+        else:
+            got, want = got.double(), want.double()
+            assert (got - want).norm() <= 3e-3 * want.norm(), name
+
+
+def everything():
+    """Named results of every kernel, for one level to be held against another."""
+    registry.loaded(nvfp4_cpu.IMPLEMENTATIONS[1], None)
+    g = torch.Generator().manual_seed(3)
+    found = []
+    for dtype in DTYPES:
+        x = (torch.randn(53, 272, generator=g) * 3).to(dtype)
+        q = nvfp4_quantize(x, backend="cpu")
+        found += [(f"codes {dtype}", q.data), (f"scales {dtype}", q.block_scale.view(torch.uint8))]
+        w = for_device(nvfp4_quantize(torch.randn(70, 272, generator=g), backend="cpu"))
+        for activation, rows in itertools.product(("bf16", "int8", "nvfp4"), (1, 3, 53)):
+            y = nvfp4_linear(x[:rows], w, activation=activation, backend="cpu")
+            found.append((f"{activation} {dtype} {rows}", y))
+        kernel = torch.ops.sgl_kernels_cpu.nvfp4_decode
+        found.append((f"decoded {dtype}", kernel(w.data, 272, 70, 0, 2, torch.empty(0, dtype=dtype))))
+    return found
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_decoded_panels_are_the_weight(dtype):
+    w = for_device(nvfp4_quantize(torch.randn(150, 80)))
+    linear = to_layout(w, "linear")
+    want = reference.without_global(linear.data, linear.block_scale, linear.format, torch.float32)
+    got = torch.ops.sgl_kernels_cpu.nvfp4_decode(w.data, 80, 150, 1, 3, torch.empty(0, dtype=dtype))
+    assert torch.equal(got, want[64:].T.to(dtype))
+
+
+@pytest.mark.parametrize("activation", ["bf16", "int8", "nvfp4"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_strided_inputs_and_a_transposed_bias(activation, dtype):
+    w = for_device(nvfp4_quantize(torch.randn(70, 96)))
+    x, bias = torch.randn(96, 2, 11).to(dtype).permute(2, 1, 0), torch.randn(70, 3)[:, 1]
+    got = nvfp4_linear(x, w, bias, activation=activation, backend="cpu")
+    want = nvfp4_linear(x.contiguous(), w, bias.contiguous(), activation=activation, backend="cpu")
+    assert torch.equal(got, want)
+    data = nvfp4_quantize(x, backend="cpu")
+    assert torch.equal(data.data, nvfp4_quantize(x.contiguous(), backend="cpu").data)
+
+
+@pytest.mark.parametrize("activation", ["bf16", "int8", "nvfp4"])
+@pytest.mark.parametrize("m", [1, 2, 7, 64])
+def test_every_output_is_written_and_nothing_around_it(activation, m):
+    """Memory that torch hands out full of NaN must not show through: K of one block, N not a multiple of a panel."""
+    w = for_device(nvfp4_quantize(torch.randn(67, 16)))
+    x = torch.randn(m, 16).bfloat16()
+    clean = nvfp4_linear(x, w, activation=activation, backend="cpu")
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(nvfp4_linear(x, w, activation=activation, backend="cpu"), clean)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert clean.isfinite().all()
+
+
+@pytest.mark.parametrize("activation", ["bf16", "int8", "nvfp4"])
+@pytest.mark.parametrize("m", [1, 3, 50])
+def test_zero_blocks_and_zero_rows_give_the_bias(activation, m):
+    weight = torch.zeros(40, 64)
+    weight[0, :16] = 1.0
+    x, bias = torch.randn(m, 64), torch.randn(40)
+    x[0] = 0.0
+    got = nvfp4_linear(x, for_device(nvfp4_quantize(weight)), bias, activation=activation, backend="cpu")
+    assert torch.equal(got[:, 1:], bias[1:].expand(m, 39))
+    assert torch.equal(got[0], bias)
 
 
 def test_wide_fp32_activations_lose_nothing_to_outliers():
