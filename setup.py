@@ -48,6 +48,12 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 AVX512VNNI = [*AVX512, "-mavx512vnni"]
 AVX512VBMI = [*AVX512VNNI, "-mavx512vbmi"]
 AVX512BF16 = [*AVX512VNNI, "-mavx512bf16"]
+AMX = [*AVX512BF16, "-mamx-tile", "-mamx-bf16", "-mamx-int8"]
+# SGL_KERNELS_BUILD_EMULATED: the AVX-512 and AMX sources on functions over AVX2 (tests/kernels/native/emulated), for
+# machines without those instructions. Slow, and part of no installation.
+EMULATION = ROOT / "tests" / "kernels" / "native" / "emulated"
+EMULATE = ["-O2", "-Wno-psabi", "-DSGL_KERNELS_EMULATED"]
+
 # The end of a file's name says which instructions its object may contain; every other file is baseline.
 ISA_FLAGS = {
     "x86_64": {
@@ -56,10 +62,11 @@ ISA_FLAGS = {
         "_avx512vnni": AVX512VNNI,
         "_avx512vbmi": AVX512VBMI,
         "_avx512bf16": AVX512BF16,
+        "_amx": AMX,
     },
     "aarch64": {"_neon": []},
 }
-ISA_SUFFIX = re.compile(r"_(avx2|avx512|avx512vnni|avx512vbmi|avx512bf16|neon)$")
+ISA_SUFFIX = re.compile(r"_(avx2|avx512|avx512vnni|avx512vbmi|avx512bf16|amx|neon)$")
 
 
 class BuildError(Exception):
@@ -76,6 +83,14 @@ def isa_flags(source: Path, arch: str) -> list[str] | None:
     """Flags for one source, or None where the source is for another architecture."""
     suffix = ISA_SUFFIX.search(source.stem)
     return [] if suffix is None else ISA_FLAGS.get(arch, {}).get(suffix.group(0))
+
+
+def emulated(flags: list[str]) -> list[str]:
+    """The flags with AVX-512 and AMX as macros only, and the emulation's <immintrin.h> first."""
+    wide = [flag for flag in flags if flag.startswith(("-mavx512", "-mamx"))]
+    macros = [f"-D__{flag[2:].upper().replace('-', '_')}__=1" for flag in wide]
+    include = ["-I", str(EMULATION)] if wide else []
+    return [flag for flag in flags if flag not in wide] + macros + include
 
 
 def torch_root() -> Path:
@@ -127,13 +142,15 @@ def compile_one(source: Path, flags: list[str], objects: Path) -> Path:
     return target
 
 
-def build(library: Path, objects: Path, sanitize: bool) -> None:
+def build(library: Path, objects: Path, sanitize: bool, emulate: bool) -> None:
     """Compiles every source for this architecture, in parallel, and links them into `library`."""
     torch = torch_root()
-    mode = SANITIZE if sanitize else OPTIMISE
+    mode = [*(EMULATE if emulate else []), *(SANITIZE if sanitize else [] if emulate else OPTIMISE)]
     flags = [*shlex.split(os.environ.get("CXXFLAGS", "")), *COMMON_FLAGS, *mode]
     flags += [f"-ffile-prefix-map={ROOT}/=", "-isystem", str(torch / "include")]
     found = [(source, isa_flags(source, machine())) for source in sorted(SOURCES.glob("*.cpp"))]
+    if emulate:  # but not the ceilings: their instructions are written out, and an emulation has none
+        found = [(s, extra and emulated(extra)) for s, extra in found if not s.stem.startswith("peak_avx512")]
     work = [(source, [*flags, *extra]) for source, extra in found if extra is not None]
     workers = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
     objects.mkdir(parents=True, exist_ok=True)
@@ -183,13 +200,15 @@ class OptionalBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         library = Path(self.get_ext_fullpath(ext.name))
         sanitize = os.environ.get("SGL_KERNELS_BUILD_SANITIZE") == "1"
-        if sanitize:  # for SGL_KERNELS_CPU_LIBRARY, never part of an installation
-            library = ROOT / "build" / "sanitize" / "_cpu_sanitize.so"
+        emulate = os.environ.get("SGL_KERNELS_BUILD_EMULATED") == "1"
+        kind = "_".join([*(["emulated"] if emulate else []), *(["sanitize"] if sanitize else [])])
+        if kind:  # for SGL_KERNELS_CPU_LIBRARY, never part of an installation
+            library = ROOT / "build" / kind / f"_cpu_{kind}.so"
         folder = Path(self.build_temp).resolve()
         try:
             if ext.name != "sgl_kernels._key":
-                build(library, folder / ("sanitize" if sanitize else "cpu"), sanitize)
-            elif not sanitize:
+                build(library, folder / (kind or "cpu"), sanitize, emulate)
+            elif not kind:
                 build_key(library, folder / "key")
         except (BuildError, OSError) as error:
             library.unlink(missing_ok=True)  # or an older build would be installed as if it were this one

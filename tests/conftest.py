@@ -13,6 +13,22 @@ from sgl_kernels.core import log
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--require", default="", help="comma list of backends whose skips become failures")
     parser.addoption("--device", default="cpu", help="torch device the parity matrix runs on")
+    parser.addoption("--cpu-arch", default="", help="what the processor is taken for: see make emulated")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With --cpu-arch, selection believes in an instruction set that only an emulated library has."""
+    arch = config.getoption("--cpu-arch")
+    if arch:
+        from sgl_kernels.core.device import cpu_arch
+
+        capabilities = {"avx512_bf16": arch == "avx512bf16", "avx512_vnni": True}
+        torch.cpu.get_capabilities = lambda: capabilities
+        torch.backends.cpu.get_cpu_capability = lambda: (
+            "AVX512" if arch.startswith("avx512") else arch.upper()
+        )
+        cpu_arch.cache_clear()
+        assert cpu_arch() == arch, f"--cpu-arch {arch}: cpu_arch() is {cpu_arch()}"
 
 
 @pytest.fixture

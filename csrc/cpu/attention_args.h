@@ -59,7 +59,7 @@ struct Kernels {
 
 extern const Kernels kBaseline;
 #if defined(__x86_64__)
-extern const Kernels kAvx2, kAvx512, kAvx512Bf16;
+extern const Kernels kAvx2, kAvx512, kAvx512Bf16, kAmx;
 #endif
 
 constexpr int32_t kMaxTaskRows = 512;    // a task's Q, O and state then fit a 2 MB L2 at head_dim 128

@@ -91,9 +91,9 @@ Layout layout_of(const Problem& p, int32_t rows) {
   Layout l{};
   // Keys per block: P^T (256 bytes a key and panel in fp32) and the packed K and V stay in the L2 cache.
   constexpr int32_t kBlock = Dot::kUnit == 1 ? 192 : 384;
-  l.block = min_int(kBlock, round_up(max_int(p.sk, 1), kKeyAlign));
-  l.elements = (p.d + Dot::kUnit - 1) / Dot::kUnit;
-  l.channels = round_up(p.dv, 2);
+  l.block = min_int(kBlock, round_up(max_int(p.sk, 1), Dot::kKeyStep));
+  l.elements = round_up((p.d + Dot::kUnit - 1) / Dot::kUnit, Dot::kElementStep);
+  l.channels = round_up(p.dv, Dot::kChannelStep);
   l.panels = (rows + kPanel - 1) / kPanel;
   size_t at = 0;
   auto take = [&at](size_t floats) {
@@ -206,8 +206,12 @@ void run_blocked(const Problem& p, const Task& task, char* scratch) {
       rule.key_bias = key_bias;
     }
     pack_keys<Dot, kType>(s.k + task.kv_head * p.k.head + key0 * p.k.seq, p.k.seq, count, p.d, l.elements, keys);
-    pack_values<Dot, kType>(s.v + task.kv_head * p.v.head + key0 * p.v.seq, p.v.seq, count, p.dv, l.channels,
-                            block_units, part(l.line), values);
+    const char* v = s.v + task.kv_head * p.v.head + key0 * p.v.seq;
+    if constexpr (Dot::kMatrixUnit) {
+      Dot::pack_values(v, p.v.seq, count, p.dv, l.channels, block_units, values);
+    } else {
+      pack_values<Dot, kType>(v, p.v.seq, count, p.dv, l.channels, block_units, part(l.line), values);
+    }
     for (int n = 0; n < l.panels; ++n) {
       Panel& panel = panels[n];
       const int32_t from = max_int(0, panel.first - s.left - key0);
@@ -224,7 +228,12 @@ void run_blocked(const Problem& p, const Task& task, char* scratch) {
       const float* q = queries + n * query_panel;
       with_vectors(panel.vectors, [&](auto vectors) {
         constexpr int NV = decltype(vectors)::value;
-        attend<Dot, NV>(keys, q, l.elements, values, block_units, l.channels, rule, ruled, from, to, panel, weights);
+        if constexpr (Dot::kMatrixUnit) {
+          Dot::template attend<NV>(keys, q, l.elements, values, block_units, l.channels, rule, ruled, from, to, panel,
+                                   weights);
+        } else {
+          attend<Dot, NV>(keys, q, l.elements, values, block_units, l.channels, rule, ruled, from, to, panel, weights);
+        }
       });
     }
   }

@@ -61,7 +61,7 @@ void pack_queries(const Problem& p, const char* heads, RowWalk walk, const Panel
   }
 }
 
-// K: [key][element], zeros up to the next multiple of kKeyAlign keys.
+// K: [key][element], zeros up to the next multiple of kKeyStep keys.
 template <class Dot, Type kType>
 void pack_keys(const char* from, int64_t stride, int keys, int channels, int elements, float* to) {
   const int whole = channels / (kLanes * Dot::kUnit) * kLanes;
@@ -73,7 +73,7 @@ void pack_keys(const char* from, int64_t stride, int keys, int channels, int ele
       __builtin_memcpy(to + e, &last, static_cast<size_t>(elements - e) * 4);
     }
   }
-  __builtin_memset(to, 0, static_cast<size_t>(round_up(keys, kKeyAlign) - keys) * elements * 4);
+  __builtin_memset(to, 0, static_cast<size_t>(round_up(keys, Dot::kKeyStep) - keys) * elements * 4);
 }
 
 // Writes one unit of keys, `line`, to its places in the channel groups.

@@ -12,9 +12,8 @@ constexpr int64_t kMostChannels = 1024;
 
 const SageKernels& sage_kernels() {
 #if defined(__x86_64__)
-  const Isa level = isa_level();
-  if (level >= Isa::avx512 && __builtin_cpu_supports("avx512vnni")) return kSageVnni;
-  if (level >= Isa::avx2) return kSageAvx2;
+  if (has_vnni()) return kSageVnni;
+  if (isa_level() >= Isa::avx2) return kSageAvx2;
 #endif
   return kSageBaseline;
 }

@@ -95,11 +95,11 @@ std::vector<Task> plan_blocked(const Problem& problem, int32_t panel, int32_t th
 const Kernels& kernels() {
 #if defined(__x86_64__)
   switch (isa_level()) {
+    case Isa::amx: return kAmx;
     case Isa::avx512bf16: {
       // vdpbf16ps does twice the work of an FMA on AMD's Zen 4 and 5 (535 against 267 GFLOP/s), but half of it on
       // Intel's Sapphire and Emerald Rapids (88 against 177, measured): there floats win. Naming the level insists.
-      const bool insisted = std::getenv("SGL_KERNELS_CPU_ISA") != nullptr;
-      return __builtin_cpu_is("intel") && !insisted ? kAvx512 : kAvx512Bf16;
+      return __builtin_cpu_is("intel") && !isa_insisted() ? kAvx512 : kAvx512Bf16;
     }
     case Isa::avx512: return kAvx512;
     case Isa::avx2: return kAvx2;

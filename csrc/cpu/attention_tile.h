@@ -25,7 +25,13 @@ constexpr int kKeyRows = kManyRegisters ? (NV == 4 ? 6 : NV == 3 ? 8 : 12) : (NV
 constexpr int kKeyAlign = 24;  // a multiple of every kKeyRows: blocks of keys start on tile borders
 constexpr int kChannelRows = 6;  // V is packed in groups of 6 channels, the last ones in 4 and 2
 
-struct DotF32 {
+// How packed K and V are padded for these tiles. A matrix unit packs and multiplies by its own means.
+struct RegisterTiles {
+  static constexpr bool kMatrixUnit = false;
+  static constexpr int kKeyStep = kKeyAlign, kElementStep = 1, kChannelStep = 2;
+};
+
+struct DotF32 : RegisterTiles {
   static constexpr int kUnit = 1;    // channels, or keys, per 32-bit element
   static constexpr int kDegree = 5;  // of exp2's polynomial
   static SGL_INLINE F dot(F sum, F a, F b) { return a * b + sum; }

@@ -9,6 +9,7 @@ const Kernels& kernels() {
   switch (isa_level()) {
     case Isa::avx512:
     case Isa::avx512bf16:
+    case Isa::amx:
       return avx512::kKernels;
     case Isa::avx2:
       return avx2::kKernels;

@@ -29,7 +29,7 @@ const nvfp4::Kernels& choose() {
   if (level == Isa::baseline) {
     return nvfp4::baseline::kKernels;
   }
-  if (level != Isa::avx2 && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi")) {
+  if (has_vnni() && has_vbmi()) {
     return nvfp4::avx512vbmi::kKernels;
   }
   return nvfp4::avx2::kKernels;

@@ -13,7 +13,7 @@ namespace {
 // kind 0 is float32, 1 is bfloat16 dot products, 2 is 8-bit integer dot products; 0.0 where the core has no such
 // instruction, or SGL_KERNELS_CPU_ISA holds the kernels below it.
 double peak_gflops(int64_t kind) {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(SGL_KERNELS_EMULATED)
   const Isa level = isa_level();
   if (kind == 0) {
     return level >= Isa::avx512 ? peak_float32_avx512() : level >= Isa::avx2 ? peak_float32_avx2() : 0.0;
@@ -22,7 +22,7 @@ double peak_gflops(int64_t kind) {
     return level >= Isa::avx512bf16 ? peak_bfloat16_avx512bf16() : 0.0;
   }
   if (kind == 2) {
-    if (level >= Isa::avx512 && __builtin_cpu_supports("avx512vnni")) return peak_int8_avx512vnni();
+    if (has_vnni()) return peak_int8_avx512vnni();
     return level >= Isa::avx2 ? peak_int8_avx2() : 0.0;
   }
 #endif

@@ -309,7 +309,7 @@ OWN = _section(
         "choice",
         None,
         "Instruction set our CPU kernels are held down to",
-        choices=("baseline", "avx2", "avx512", "avx512bf16", "neon"),
+        choices=("baseline", "avx2", "avx512", "avx512bf16", "amx", "neon"),
         in_file=False,
         default_text="best present",
     ),
