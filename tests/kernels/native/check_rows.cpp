@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "check_values.h"
 #include "kernels.h"
 
 using namespace sgl_kernels;
@@ -19,19 +20,6 @@ void expect(const char* what, int dim, double worst, double limit) {
   }
 }
 
-float from_bf16(uint16_t bits) {
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, sizeof value);
-  return value;
-}
-
-uint16_t to_bf16(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
-}
-
 double value_at(Dtype dtype, const std::vector<char>& data, int i) {
   if (dtype == Dtype::f32) {
     float value;
@@ -40,12 +28,7 @@ double value_at(Dtype dtype, const std::vector<char>& data, int i) {
   }
   uint16_t bits;
   std::memcpy(&bits, &data[i * 2], 2);
-  if (dtype == Dtype::bf16) {
-    return from_bf16(bits);
-  }
-  const int exponent = (bits >> 10) & 31, mantissa = bits & 1023;
-  const double size = exponent == 0 ? std::ldexp(mantissa, -24) : std::ldexp(1024 + mantissa, exponent - 25);
-  return bits & 0x8000 ? -size : size;
+  return dtype == Dtype::bf16 ? from_bf16(bits) : from_fp16(bits);
 }
 
 std::vector<char> row_of(Dtype dtype, int dim) {
