@@ -33,7 +33,7 @@ class Options:
     """How to measure."""
 
     rounds: int = 11
-    seconds: float = 6.0
+    seconds: float = 4.0
     clock: str = "wall"  # or cpu: the time of the whole process, which counts a peer's own threads too
 
 

@@ -3,6 +3,8 @@
 Schema read from zentorch 2.13.0.2: zentorch_sdpa(query, key, value, dropout_p=0.0, is_causal=False, *, attn_mask=None,
 scale=None, zentorch_op_name=...) -> (out, lse), BHSD with any strides, causal top-left, masks additive. Where a dtype
 has no kernel of its own it calls torch's, so those dtypes are turned away here. Its release must match torch's.
+It imports and answers without AVX-512 as well, but with torch's kernel: on a Zen 3 core all of 9 calls (three shapes
+in three dtypes) were equal to torch's to the bit and took its time, 0.97 to 1.04x. Hence the architectures below.
 """
 
 from __future__ import annotations

@@ -150,6 +150,9 @@ class Op:
         None  # schema arguments -> for each result the (argument, tensor) that out= may be, whole: every kernel
         # reads a row of it before it writes that row
     )
+    spelled: Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]] | None = (
+        None  # (args, kwargs) as the front door takes them -> as the schema does, where the two differ
+    )
     arguments: tuple[Argument, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -163,10 +166,12 @@ class Op:
         object.__setattr__(self, "arguments", arguments)
 
     def canonical(self, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Arguments in schema order with defaults filled in. Raises TypeError as a Python call would."""
-        if "window_size" in kwargs:  # the front doors' spelling of two schema arguments
-            window = kwargs.pop("window_size")
-            kwargs["window_left"], kwargs["window_right"] = (-1, -1) if window is None else window
+        """Arguments in schema order with defaults filled in; the front door's spelling is understood too.
+
+        Raises TypeError as a Python call would.
+        """
+        if self.spelled is not None:
+            args, kwargs = self.spelled(args, kwargs)
         names = [a.name for a in self.arguments]
         if len(args) > len(names):
             raise TypeError(

@@ -138,6 +138,9 @@ def _family(path: Path, document: dict[str, Any]) -> list[str]:
     if picture.is_file():
         parts.append(f"![{path.stem}](../benchmarks/results/{path.parent.name}/{picture.name})")
     parts += [markdown_table(summary(rows)), markdown_table(detail(rows))]
+    scales = scaling(rows)
+    if scales.rows:
+        parts += [f"{scales.title}:", markdown_table(scales)]
     ceilings = ceilings_table(document["ceilings"])
     parts += [f"{ceilings.title}:", markdown_table(ceilings)]
     return parts
@@ -218,6 +221,31 @@ def detail(rows: Sequence[dict[str, Any]]) -> Table:
         "vs compile",
     )
     return Table("", (*columns, "rate", "of ceiling", "relative L2"), lines)
+
+
+def scaling(rows: Sequence[dict[str, Any]]) -> Table:
+    """One thread's time over that of several, by op, backend and dtype, and the least of the cases."""
+    times: dict[tuple[str, str, str, str], dict[int, float]] = {}
+    for row in rows:
+        for c in row["candidates"]:
+            if c["name"] in (FLOOR, COMPILED):
+                continue
+            key = (row["op"], c["name"], row["dtype"], row["case"])
+            times.setdefault(key, {})[row["threads"]] = c["median_ms"]
+    groups: dict[tuple[Any, ...], dict[str, float]] = {}
+    for (op, name, dtype, case), by_threads in times.items():
+        for threads, ms in by_threads.items():
+            if threads > 1 and 1 in by_threads:
+                groups.setdefault((op, name, dtype, threads), {})[case] = by_threads[1] / ms
+    lines = []
+    for key, gains in groups.items():
+        worst, best = min(gains, key=gains.__getitem__), max(gains, key=gains.__getitem__)
+        ends = (f"{gains[worst]:.2f}x ({worst})", f"{gains[best]:.2f}x ({best})")
+        lines.append((*key, len(gains), f"{geometric_mean(list(gains.values())):.2f}x", *ends))
+    columns = ("op", "backend", "dtype", "threads", "cases", "gain, mean", "least", "most")
+    return Table(
+        "Against one thread (another run of the same process, so machine drift counts)", columns, lines
+    )
 
 
 def _ratio(value: float | None) -> str:

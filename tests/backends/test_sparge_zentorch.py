@@ -115,3 +115,5 @@ def test_zentorch_serves_where_it_has_a_kernel(arch, dtype, reason):
     found = sgl_kernels.explain("attention", q, q, q, device=f"cpu:{arch}", version_of=versions.get)
     rejected = found.rejected("zentorch")
     assert (rejected and rejected.reason) == reason
+    if arch == "avx2":  # its op runs there, with torch's own kernel: nothing to gain
+        assert rejected.detail == "needs avx512, avx512bf16, device is avx2" and found.chosen != "zentorch"

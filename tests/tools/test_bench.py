@@ -205,6 +205,14 @@ def test_the_page_is_written_from_files_alone(tmp_path):
     assert "No result file" in report_performance.render(tmp_path / "nothing")
 
 
+def test_scaling_compares_thread_counts_of_one_case():
+    one, two, alone = result(), {**result(), "threads": 2}, {**result(case="alone"), "threads": 2}
+    two["candidates"][0]["median_ms"] = 0.55
+    table = report_performance.scaling([one, two, alone])
+    assert table.rows == [("gelu_tanh", "cpu", "bfloat16", 2, 1, "1.82x", "1.82x (c)", "1.82x (c)")]
+    assert report_performance.scaling([one]).rows == []
+
+
 def test_failures_stand_in_the_table():
     text = str(bench_results.table([result()]).rows)
     assert "FAILED" in text and "2.00x" in text

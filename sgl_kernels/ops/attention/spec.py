@@ -212,6 +212,14 @@ def check_varlen(
     _check_numbers(op, scale, window_left, window_right, softcap)
 
 
+def _spelled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """window_size, as the front doors take it, is two arguments of the schema."""
+    if "window_size" in kwargs:
+        window = kwargs.pop("window_size")
+        kwargs["window_left"], kwargs["window_right"] = (-1, -1) if window is None else window
+    return args, kwargs
+
+
 def _out(q: Tensor, v: Tensor) -> Tensor:
     return q.new_empty((*q.shape[:-1], v.shape[-1]))
 
@@ -271,6 +279,7 @@ ATTENTION = registry.define(
         cost=cost_dense,
         autocast=("q", "k", "v"),
         family="attention",
+        spelled=_spelled,
         sampled=sampling.sampled,
         doc="softmax(q k^T * scale + mask) v",
     )
@@ -287,6 +296,7 @@ ATTENTION_LSE = registry.define(
         cost=cost_dense,
         autocast=("q", "k", "v"),
         family="attention",
+        spelled=_spelled,
         sampled=sampling.sampled_lse,
         doc="attention and the natural log-sum-exp of its scores",
     )
@@ -303,6 +313,7 @@ ATTENTION_VARLEN = registry.define(
         cost=cost_varlen,
         autocast=("q", "k", "v"),
         family="attention",
+        spelled=_spelled,
         sampled=sampling.sampled_varlen,
         doc="attention over sequences packed end to end",
     )

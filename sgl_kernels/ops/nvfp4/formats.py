@@ -41,7 +41,7 @@ def parse_format(name: str | ScaledFormat) -> ScaledFormat:
     return FORMATS[name]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ScaledTensor:
     """A quantised tensor: x ~= e2m1(data) * block_scale * global_scale.
 
@@ -86,6 +86,13 @@ class ScaledTensor:
         if self.global_scale is not None and self.global_scale.numel() != 1:
             raise ValueError(f"global_scale has shape {tuple(self.global_scale.shape)}; expected one value")
         self._check_shapes()
+
+    def __repr__(self) -> str:
+        shape = ", ".join(map(str, self.shape))
+        return (
+            f"ScaledTensor({self.format.name} ({shape}) in layout {self.layout!r}, {self.nbytes} bytes, "
+            f"on {self.device})"
+        )
 
     def _check_shapes(self) -> None:
         data, scale = self.storage_shapes(self.format, self.shape, self.layout)

@@ -11,7 +11,7 @@ from sgl_kernels.core.op import Cost, Op
 from sgl_kernels.core.registry import registry
 from sgl_kernels.ops import _validate as validate
 from sgl_kernels.ops.nvfp4 import cases, reference
-from sgl_kernels.ops.nvfp4.formats import FORMATS, LAYOUTS, ScaledTensor, parse_format
+from sgl_kernels.ops.nvfp4.formats import FORMATS, LAYOUTS, ScaledFormat, ScaledTensor, parse_format
 
 ACTIVATIONS = ("bf16", "int8", "nvfp4")
 OUTPUTS = ("bfloat16", "float16", "float32", "float64")
@@ -175,6 +175,38 @@ def check_linear(
         )
 
 
+def _spelled_quantize(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A ScaledFormat goes by its name; what to do about NaN is decided behind the op."""
+    if isinstance(kwargs.get("format"), ScaledFormat):
+        kwargs["format"] = kwargs["format"].name
+    kwargs.pop("nonfinite", None)
+    return args, kwargs
+
+
+def _spelled_linear(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A ScaledTensor is several arguments of the schema, in the layout its device's kernels read."""
+    from sgl_kernels.ops.nvfp4.api import for_device  # the front door, which imports this file
+
+    named = dict(zip(("x", "weight", "bias"), args, strict=False))
+    weight = kwargs.get("weight", named.get("weight"))
+    if not isinstance(weight, ScaledTensor):
+        return args, kwargs
+    if len(args) > 3:
+        raise TypeError(f"nvfp4_linear: takes x, weight and bias by position, got {len(args)} arguments")
+    w = for_device(weight)
+    parts = {
+        "weight": w.data,
+        "weight_scale": w.block_scale,
+        "global_scale": w.global_scale,
+        "format": w.format.name,
+        "layout": w.layout,
+        "out_features": w.shape[0],
+    }
+    return (), {**named, **kwargs, **parts}
+
+
 def _fake_quantize(
     x: Tensor, global_scale: Tensor | None, format: str, stochastic: bool
 ) -> tuple[Tensor, ...]:
@@ -224,6 +256,7 @@ NVFP4_QUANTIZE = registry.define(
         check=check_quantize,
         cases=cases.quantize,
         cost=cost_quantize,
+        spelled=_spelled_quantize,
         family="nvfp4",
         doc="x to packed 4-bit codes, block scales and a global scale",
     )
@@ -255,6 +288,7 @@ NVFP4_LINEAR = registry.define(
         check=check_linear,
         cases=cases.linear,
         cost=cost_linear,
+        spelled=_spelled_linear,
         autocast=("x",),
         family="nvfp4",
         doc="x times a 4-bit weight, transposed, plus bias",
