@@ -19,7 +19,7 @@ from sgl_kernels.backends._order import ONLY_WHEN_NAMED, rank
 from sgl_kernels.core.device import Device
 from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.core.requires import HALF, Requires
-from sgl_kernels.core.verdict import Rejected
+from sgl_kernels.core.verdict import Reason, Rejected
 
 HEAD_DIMS = (64, 128, 256)
 
@@ -65,6 +65,14 @@ def _rejects_attention(facts: Any) -> Rejected | None:
     if facts.window is not None and facts.sq > facts.sk:
         return feature("a window with more queries than keys leaves rows without keys")
     return _plain(facts)
+
+
+def _rejects_attention_on(facts: Any, device: Device) -> Rejected | None:
+    """Its tensor-core product for Turing is of halves; in bfloat16 the kernel stops with an assertion (mma.cuh)."""
+    old = device.capability is not None and device.capability < (8, 0)
+    if old and facts.dtype is torch.bfloat16:
+        return Rejected(Reason.DTYPE, f"bfloat16 needs capability 8.0 or newer, device is {device.arch}")
+    return None
 
 
 def _load_rms_norm(config: Any) -> Callable[..., Tensor]:
@@ -162,6 +170,7 @@ def _implementation(
         load=load,
         requires=_REQUIRES,
         rejects=rejecting,
+        rejects_on=_rejects_attention_on if group == "attention" else None,
         bugs=bugs_of("flashinfer", op),
         rank=ranked or rank("flashinfer", group),
         proof="contract",

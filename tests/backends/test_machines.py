@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from packaging.version import Version
 
+from sgl_kernels.core.dispatch import explain
 from sgl_kernels.core.registry import registry
 from sgl_kernels.tools import report_machines
 from tests.backends.machines import MACHINES, QUESTIONS, decide
@@ -84,6 +87,46 @@ def test_the_reviewed_machines_have_evidence_and_are_served(machine):
     for question in report_machines.QUESTIONS:
         selection = report_machines.decide(machine, question)
         assert selection.chosen and selection.device.platform == machine["device"].partition(":")[0]
+
+
+@pytest.mark.parametrize(
+    "backend, device, package, change, words",
+    [
+        ("fa2", "rocm:gfx942", ("flash-attn", "2.8.4"), {"softcap": 30.0}, "ignores it"),
+        ("fa2", "cuda:sm90", ("flash-attn", "2.8.4"), {"softcap": 30.0}, ""),
+        ("sage_attn3", "cuda:sm103", ("sageattn3", "1.0"), {}, "needs sm100, sm120, sm121"),
+        ("fa4", "cuda:sm100", ("flash-attn-4", "4.0.0b36"), {"dim": 256}, ""),
+        ("fa4", "cuda:sm100", ("flash-attn-4", "4.0.0b36"), {"dim": 256, "softcap": 30.0}, "softcap"),
+        ("fa4", "cuda:sm100", ("flash-attn-4", "4.0.0b36"), {"dim": 192}, "at most 128, or 256"),
+        ("fa4", "cuda:sm90", ("flash-attn-4", "4.0.0b36"), {"dim": 192}, ""),
+        ("fa4", "cuda:sm120", ("flash-attn-4", "4.0.0b36"), {"dim": 256}, "at most 128"),
+        ("fa4", "cuda:sm90", ("flash-attn-4", "4.0.0b20"), {}, "needs >=4.0.0b36"),
+        ("xformers", "cuda:sm100", ("xformers", "0.0.35"), {"mask": True}, "ends at capability 9.0"),
+        ("xformers", "cuda:sm90", ("xformers", "0.0.35"), {"mask": True}, ""),
+        (
+            "xformers",
+            "cuda:sm120",
+            ("xformers", "0.0.35"),
+            {"dtype": torch.float32},
+            "ends at capability 9.0",
+        ),
+        ("xformers", "cuda:sm120", ("xformers", "0.0.35"), {}, ""),
+        ("flashinfer", "cuda:sm75", ("flashinfer-python", "0.7.2"), {}, "bfloat16 needs capability 8.0"),
+        ("flashinfer", "cuda:sm75", ("flashinfer-python", "0.7.2"), {"dtype": torch.float16}, ""),
+    ],
+)
+def test_what_the_vendors_say_themselves(backend, device, package, change, words):
+    """Limits found in their sources: a call beyond one would raise, stop the kernel, or be answered wrongly."""
+    dtype, dim = change.get("dtype", torch.bfloat16), change.get("dim", 128)
+    q = torch.empty(1, 256, 8, dim, dtype=dtype, device="meta")
+    mask = torch.empty(1, 1, 256, 256, dtype=torch.bool, device="meta") if change.get("mask") else None
+    found = explain(
+        "attention", q, q, q, mask, softcap=change.get("softcap", 0.0), device=device, backend=backend,
+        version_of={package[0]: Version(package[1])}.get,
+    )  # fmt: skip
+    rejected = found.rejected(backend)
+    allowed = rejected is None or rejected.reason.value == "fidelity"
+    assert allowed if not words else words in rejected.detail, rejected
 
 
 if __name__ == "__main__":
