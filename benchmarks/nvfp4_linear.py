@@ -4,15 +4,15 @@
 
 One thread, process CPU time (steady on a machine that others use), medians of rounds in which every candidate runs
 once; ratios are medians of per-round ratios. Small M rotates copies of the weight so that it comes from memory.
-Writes benchmarks/results/nvfp4_linear_cpu.json.
+Writes benchmarks/results/<machine>/nvfp4_linear.json, which `sgl-kernels docs` tells in docs/performance.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import itertools
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -26,19 +26,12 @@ from torch import Tensor
 
 import sgl_kernels
 from sgl_kernels.ops.nvfp4.api import for_device
+from sgl_kernels.tools.bench_results import describe_machine, machine_slug
+from sgl_kernels.tools.doctor import versions
 
 ROOT = Path(__file__).resolve().parent.parent
 COLD_BYTES = 64 << 20  # weight copies to rotate through at small M
 Run = Callable[[], Any]
-
-
-def cpu_model() -> str:
-    """The processor's name as Linux tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
 
 
 def rounds(candidates: dict[str, Run], seconds: float) -> dict[str, list[float]]:
@@ -116,10 +109,16 @@ def linear(m: int, n: int, k: int, seconds: float) -> dict[str, Any]:
 
 def quantisation(seconds: float) -> list[dict[str, Any]]:
     """GB/s of input of the quantiser, with the global scale given and found."""
-    rows, kernel = [], torch.ops.sgl_kernels_cpu.nvfp4_quantize
+    rows = []
+    sgl_kernels.nvfp4_quantize(torch.zeros(16), backend="cpu")  # loads the extension, or says why not
+    kernel = torch.ops.sgl_kernels_cpu.nvfp4_quantize.default
     for dtype, m in itertools.product((torch.bfloat16, torch.float16, torch.float32), (256, 1024)):
         x, scale = torch.randn(m, 3072).to(dtype), torch.tensor(1e-3)
-        times = rounds({"given": partial(kernel, x, scale), "found": partial(kernel, x, None)}, seconds / 4)
+        torch_floor = partial(sgl_kernels.nvfp4_quantize, x, scale, backend="torch_sdpa")
+        times = rounds(
+            {"given": partial(kernel, x, scale), "found": partial(kernel, x, None), "torch": torch_floor},
+            seconds / 4,
+        )
         size = x.numel() * x.element_size()
         rates = {name: round(size / statistics.median(v) / 1e9, 2) for name, v in times.items()}
         best = round(size / min(times["given"]) / 1e9, 2)
@@ -140,8 +139,9 @@ def main() -> None:
     shapes = [(int(m), 3072, 3072) for m in options.rows.split(",")]
     shapes += [(1, 12288, 3072), (256, 3072, 12288)] if options.rows == parser.get_default("rows") else []
     result: dict[str, Any] = {
-        "cpu": cpu_model(), "capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__,
-        "threads": 1, "clock": "process CPU time", "linear": [], "quantise_gb_per_s": [],
+        "machine": describe_machine(torch.device("cpu")), "versions": versions(),
+        "date": datetime.date.today().isoformat(), "threads": 1, "clock": "process CPU time", "linear": [],
+        "quantise_gb_per_s": [],
     }  # fmt: skip
     for shape in shapes:
         row = linear(*shape, options.seconds)
@@ -153,7 +153,8 @@ def main() -> None:
         )
     result["quantise_gb_per_s"] = quantisation(options.seconds)
     print(result["quantise_gb_per_s"])
-    path = ROOT / "benchmarks" / "results" / "nvfp4_linear_cpu.json"
+    path = ROOT / "benchmarks" / "results" / machine_slug(result["machine"]) / "nvfp4_linear.json"
+    path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
 
 

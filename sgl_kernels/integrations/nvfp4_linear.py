@@ -24,7 +24,7 @@ class NVFP4Linear(nn.Module):
 
     activation: "bf16" (x as it is), "int8" or "nvfp4", see sgl_kernels.nvfp4_linear.
 
-    On a CPU with AVX-512 the first forward repacks the weight in place: it is held once, in the layout the kernel
+    On a CPU the first forward repacks the weight in place: it is held once, in the layout the C++ kernel
     reads. state_dict() always gives the names and the linear layout above.
     """
 

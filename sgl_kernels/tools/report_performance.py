@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sgl_kernels.tools import bench_dispatch, bench_peers, report_gpu
+from sgl_kernels.tools import bench_dispatch, bench_peers, report_gpu, report_nvfp4
 from sgl_kernels.tools.bench import COMPILED, EAGER
 from sgl_kernels.tools.bench_goals import compare
 from sgl_kernels.tools.bench_results import ceilings_table, geometric_mean, is_result, load
@@ -60,6 +60,8 @@ def _machine(folder: Path) -> str:
     firsts = [d for _, d in documents[:1]]
     firsts += [json.loads(path.read_text("utf-8")) for path in (dispatch, peers) if path.is_file()]
     firsts += steps[:1]
+    fp4 = report_nvfp4.load(folder)
+    firsts += [fp4] if fp4 else []
     if not firsts:
         return ""
     first = firsts[0]
@@ -84,6 +86,8 @@ def _machine(folder: Path) -> str:
         parts += _peers(bench_peers.load(peers), folder.name, peers.with_suffix(".png").is_file())
     for path, document in documents:
         parts += _family(path, document)
+    if fp4:
+        parts += report_nvfp4.section(fp4, folder.name)
     return "\n\n".join(parts)
 
 
