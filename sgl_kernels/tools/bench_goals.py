@@ -14,6 +14,8 @@ PLAIN = ("dit1k*", "flux*", "wan*", "window*", "cross*", "sd3*", "bhsd*")
 
 NEAR = 85.0
 """Per cent of the copy bandwidth at which a case that moves bytes is as fast as it should be on a machine."""
+BOUND = 110.0
+"""Per cent of a ceiling above which it was no ceiling: caches, or a copy that was measured while others copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +109,11 @@ def _line(goal: Goal, threads: int, found: list[tuple[float, float, str]], arch:
         verdict = Mark("yes", "good")
     elif goal.needs and goal.needs != arch:
         verdict = Mark(f"no: needs {goal.needs}", "muted")
-    elif top < goal.mean:
+    elif top < goal.mean and share <= BOUND:
         verdict = Mark(f"no: above this machine's ceiling ({top:.2f}x)", "muted")
-    elif top_least < goal.least:
+    elif top_least < goal.least and share <= BOUND:
         verdict = Mark(f"no: the least is above this machine's ceiling ({top_least:.2f}x)", "muted")
-    elif share >= NEAR and all(bound == "bytes" for _, _, bound in found):
+    elif NEAR <= share <= BOUND and all(bound == "bytes" for _, _, bound in found):
         verdict = Mark("no: at the machine's bandwidth", "muted")
     return (
         goal.title,

@@ -233,7 +233,7 @@ def _goal_line(goal: PeerGoal, threads: int, rows: Sequence[Row]) -> tuple[objec
     reach = worst["vs_peer"] * 100 / max(worst["percent"], 1e-9)  # at 100 % of the machine's ceiling
     if worst["vs_peer"] >= goal.least:
         verdict = Mark("yes", "good")
-    elif reach < goal.least:
+    elif 1.0 <= reach < goal.least and worst["percent"] <= 100:  # a peer beyond it shows that it is no bound
         verdict = Mark(f"no: above this machine's ceiling ({reach:.2f}x)", "muted")
     else:
         verdict = Mark("no", "bad")

@@ -278,6 +278,8 @@ def test_goals_are_compared_with_what_was_measured():
     fast["candidates"][0] |= {"vs_torch": 5.0, "percent": 70.0}
     (row,) = compare([{**fast, "dtype": "float16"}, {**missed, "dtype": "float16"}], "avx512").rows
     assert str(row[-1]) == "no: the least is above this machine's ceiling (2.50x)"
+    missed["candidates"][0]["percent"] = 300.0  # what was beaten threefold is no ceiling
+    assert [str(row[-1]) for row in compare([missed], "avx512bf16").rows] == ["no"]
     near = {**result(2.5, "4096x12288"), "op": "silu_mul"}
     near["candidates"][0]["percent"] = 93.0
     assert str(compare([near], "avx512").rows[0][-1]) == "no: at the machine's bandwidth"

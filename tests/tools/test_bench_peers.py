@@ -219,12 +219,20 @@ def test_the_page_tells_peers_and_their_gaps(tmp_path):
 
 @pytest.mark.parametrize(
     "ratio, percent, verdict",
-    [(1.5, 50.0, "yes"), (0.9, 50.0, "no"), (0.9, 95.0, "no: above this machine's ceiling (0.95x)")],
+    [
+        (1.5, 50.0, "yes"),
+        (1.1, 50.0, "no"),
+        (1.1, 95.0, "no: above this machine's ceiling (1.16x)"),
+        (0.9, 95.0, "no"),  # the peer is beyond that ceiling
+        (1.1, 200.0, "no"),  # and so are we
+    ],
 )
 def test_goals_are_judged_by_the_nearest_peer(ratio, percent, verdict):
-    rows = [line("onnxruntime", ratio, percent=percent), line("openvino", 5.0), line("zentorch", 0.1)]
-    (found,) = bench_peers.compare(rows).rows
+    rows = [line("onnxruntime", ratio, percent=percent), line("openvino", 5.0), line("zentorch", 9.0)]
+    (found,) = bench_peers.compare([{**row, "dtype": "bfloat16"} for row in rows]).rows
     assert str(found[-1]) == verdict and found[-2] == "onnxruntime"
+    only = [line("openvino", 1.0), line("zentorch", 0.1)]  # the float32 goal does not speak of zentorch
+    assert [str(row[-1]) for row in bench_peers.compare(only).rows] == ["yes"]
 
 
 def test_means_name_the_cases_where_a_peer_is_ahead():
