@@ -99,6 +99,9 @@ def test_parity_requires_what_is_present(tmp_path):
     assert found["data"]["cells"]["pass"] > 0 and not found["data"]["cells"]["fail"]
     assert parity.required("x", {"pass": 0}) == ["x is present, and no cell of it ran"]
     assert parity.required("x", {"pass": 3, "skips": {"feature: no masks": 4}}) == []
+    assert parity.required("x", {"pass": 0, "skips": {"bug: noise on this device": 9}}) == []
+    assert parity.required("x", {"pass": 0, "skips": {"bug: noise on this device": 9, "shape: odd": 1}}) == []
+    assert parity.required("x", {"pass": 0, "skips": {"shape: odd": 1}})
     for part in (
         {"pass": 1, "skips": {"load: ImportError": 2}}, {"pass": 1, "failures": ["a"]}, {"pass": 1, "crashed": "c"}
     ):  # fmt: skip
