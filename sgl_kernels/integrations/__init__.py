@@ -64,13 +64,14 @@ def apply(
     attention: bool = True,
     norms: bool = True,
     linears: bool = True,
+    padding: str = "compute",
 ) -> Any:
     """Serve one model's layers from the registry; see `sgl_kernels.integrations.applying.apply`.
 
     >>> applied = sgl_kernels.apply(pipe.transformer)
     >>> applied.remove()
     """
-    return _apply().apply(model, backend, attention=attention, norms=norms, linears=linears)
+    return _apply().apply(model, backend, attention=attention, norms=norms, linears=linears, padding=padding)
 
 
 def remove(model: Any) -> None:

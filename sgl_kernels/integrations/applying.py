@@ -16,6 +16,7 @@ from sgl_kernels.core.log import warn_once
 from sgl_kernels.integrations import diffusers as in_diffusers
 from sgl_kernels.integrations import linears as replace_linear
 from sgl_kernels.integrations import norms as replace
+from sgl_kernels.integrations import padding as replace_padding
 from sgl_kernels.integrations import rocm_vae
 from sgl_kernels.integrations import transformers as in_transformers
 from sgl_kernels.integrations.modules import (
@@ -38,11 +39,12 @@ class Applied:
     Also a context manager: the model is given back at the end of the block.
     """
 
-    def __init__(self, model: Any, attention: list[str], norms: list[str], linears: list[str]) -> None:
+    def __init__(self, model: Any, attention: list[str], norms: list[str], linears: list[str], packed: list[str]) -> None:
         self.model = model
         self.attention = tuple(attention)
         self.norms = tuple(norms)
         self.linears = tuple(linears)
+        self.packed = tuple(packed)
 
     def remove(self) -> None:
         """Give the model back as it was. Calling it again changes nothing."""
@@ -59,7 +61,8 @@ class Applied:
     def __repr__(self) -> str:
         name = type(self.model).__name__
         linears = f", {len(self.linears)} linear layers and gates" if self.linears else ""
-        return f"Applied({name}: {len(self.attention)} attention layers, {len(self.norms)} norms{linears})"
+        packed = ", padding skipped" if self.packed else ""
+        return f"Applied({name}: {len(self.attention)} attention layers, {len(self.norms)} norms{linears}{packed})"
 
 
 def apply(
@@ -69,6 +72,7 @@ def apply(
     attention: bool = True,
     norms: bool = True,
     linears: bool = True,
+    padding: str = "compute",
 ) -> Applied:
     """Serve one model's layers from the registry; no other model, and nothing process-wide, changes.
 
@@ -77,6 +81,7 @@ def apply(
     attention  hook the attention layers; rules of the configuration see each one's role and dotted name
     norms      replace LayerNorm, RMSNorm, GroupNorm (with the SiLU after it in VAEs) and adaLN modulation
     linears    replace linear layers where a backend beats torch's, with the activation after them, and gated MLPs
+    padding    "skip" leaves the padding of text encoders out, whose rows of the result then are zero
 
     Applying again replaces what was applied before. Copies made with copy.deepcopy or pickle are applied too, on
     their own weights; state dicts and save_pretrained hold the stock model.
@@ -84,30 +89,38 @@ def apply(
     Raises ConfigError for an unknown backend name, TypeError for something that is not a model.
     """
     roots = _roots(model)
+    if padding not in ("compute", "skip"):
+        raise ValueError(f"apply: padding is {padding!r}, expected 'compute' or 'skip'")
+    if padding == "skip" and not (attention and any(replace_padding.packs(m) for _, r in roots for m in r.modules())):
+        known = ", ".join(sorted(replace_padding.ENCODERS))
+        raise ValueError(f"apply: padding='skip' needs attention=True and a model with one of {known}")
     if backend is not None:
         preferring(current(), backend)  # an unknown name is an error here, not at the first step
     with _lock:
         remove(model)
         try:
-            served = [_apply_to(prefix, root, backend, attention, norms, linears) for prefix, root in roots]
+            served = [_apply_to(prefix, root, backend, attention, norms, linears, padding) for prefix, root in roots]
         except BaseException:
             remove(model)  # never half applied
             raise
-    return Applied(model, *([name for part in served for name in part[kind]] for kind in range(3)))
+    return Applied(model, *([name for part in served for name in part[kind]] for kind in range(4)))
 
 
 def _apply_to(
-    prefix: str, root: nn.Module, backend: str | None, attention: bool, norms: bool, linears: bool
-) -> tuple[list[str], list[str], list[str]]:
+    prefix: str, root: nn.Module, backend: str | None, attention: bool, norms: bool, linears: bool, padding: str
+) -> tuple[list[str], list[str], list[str], list[str]]:
     layers: list[str] = []
     swapped: list[str] = []
     projections: list[str] = []
+    packed: list[str] = []
     for name, module in root.named_modules():
         path = ".".join(part for part in (prefix, name) if part)
         if norms and _swap(path, module, backend, replace.replacement_for):
             swapped.append(path)
         elif linears and _swap(path, module, backend, replace_linear.replacement_for):
             projections.append(path)
+        elif padding == "skip" and _swap(path, module, backend, replace_padding.choose):
+            packed.append(path)
         elif attention and calls_attention(module):
             _hook_attention(path, module, backend)
             layers.append(path)
@@ -117,7 +130,7 @@ def _apply_to(
         rocm_vae.tune_convolutions(root)
     if attention and in_transformers.applies_to(root):
         layers += in_transformers.hook(root, prefix, backend)
-    return layers, swapped, projections
+    return layers, swapped, projections, packed
 
 
 def remove(model: Any) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.packages import installed_version
 from sgl_kernels.integrations.modules import Hook, attach, found
-from sgl_kernels.ops.attention.api import attention
+from sgl_kernels.ops.attention.api import attention, attention_varlen
 
 NAME = "sgl_kernels"
 SINCE = "4.57"
@@ -99,9 +99,12 @@ def attention_interface(
     causal = attention_mask is None and sq > 1 and causal
     mask = attention_mask
     if mask is None and cu_lengths(kwargs) > 1:
+        if _is_packed(query, kwargs) and position_bias is None and not (dropout > 0.0 and module.training):
+            return _packed(query, key, value, kwargs, causal, scaling, sliding_window, softcap), None
         raise ValueError(
             "sgl_kernels in transformers: cu_seq_lens_q packs several sequences but no attention mask came with "
-            "it; pass position_ids that restart at 0, from which transformers builds the mask"
+            "it; pass position_ids that restart at 0, from which transformers builds the mask, or all four of "
+            "cu_seq_lens_q, cu_seq_lens_k, max_length_q and max_length_k, with batch 1 and without dropout"
         )
     window: tuple[int, int] | None = None
     if mask is None and sliding_window is not None and sk > sliding_window:
@@ -137,6 +140,34 @@ def cu_lengths(kwargs: dict[str, Any]) -> int:
     """How many packed sequences the FlashAttention arguments speak of; 1 without them."""
     lengths = kwargs.get("cu_seq_lens_q")
     return 1 if lengths is None else int(lengths.shape[0]) - 1
+
+
+PACKING = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+
+
+def _is_packed(query: Tensor, kwargs: dict[str, Any]) -> bool:
+    return query.shape[0] == 1 and all(kwargs.get(name) is not None for name in PACKING)
+
+
+def _packed(
+    query: Tensor, key: Tensor, value: Tensor, kwargs: dict[str, Any], causal: bool, scaling: float | None,
+    sliding_window: int | None, softcap: float | None,
+) -> Tensor:  # fmt: skip
+    """Sequences end to end in one row, (1, H, T, D): each attends to itself alone -> (1, T, H, D)."""
+    if sliding_window is not None and not causal and kwargs["max_length_k"] > sliding_window:
+        raise ValueError(
+            f"sgl_kernels in transformers: sliding_window={sliding_window} over packed sequences without causal order "
+            "has no single meaning; pass the attention mask"
+        )
+    out = attention_varlen(
+        *(t[0].transpose(0, 1) for t in (query, key, value)),
+        *(kwargs[name] for name in PACKING),
+        is_causal=causal,
+        scale=scaling,
+        window_size=(sliding_window - 1, -1) if causal and sliding_window is not None else None,
+        softcap=softcap or 0.0,
+    )
+    return out[None]
 
 
 def _refuse(module: nn.Module, kwargs: dict[str, Any], output_attentions: bool | None) -> None:

@@ -222,3 +222,18 @@ def test_an_applied_model_compiles_in_one_graph() -> None:
     torch._dynamo.reset()
     assert torch.allclose(have, want, rtol=1e-4, atol=1e-4)
     assert {e.op for e in recorder.report().entries} == {"attention", "layer_norm"}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("causal", [False, True])
+def test_packed_lengths_are_served_where_all_of_them_are_given(causal: bool) -> None:
+    q, k, v = (t[:1] for t in qkv())
+    total = q.shape[2]
+    ends = torch.tensor([0, 2, total], dtype=torch.int32)
+    have = call(
+        q, k, v, is_causal=causal, cu_seq_lens_q=ends, cu_seq_lens_k=ends, max_length_q=total, max_length_k=total
+    )
+    parts = [
+        call(*(t[:, :, a:b] for t in (q, k, v)), is_causal=causal) for a, b in ((0, 2), (2, total))
+    ]
+    assert torch.allclose(have, torch.cat(parts, 1), atol=1e-6)
