@@ -1,5 +1,5 @@
 # Reports: the parity matrix as a page, the support matrix, measurements, pictures, generated documentation.
-.PHONY: doctor parity support-matrix support-evidence bench bench-dispatch plots docs
+.PHONY: doctor parity support-matrix support-evidence bench bench-dispatch bench-models plots docs
 RESULTS := benchmarks/results
 # One thread of CPU time also gives steady ratios on a machine that others use: make bench BENCH_ARGS="--clock cpu"
 BENCH_ARGS ?= --threads 1,2
@@ -25,6 +25,9 @@ support-evidence: venv  ## run the proofs without a device and write them into d
 
 bench: venv bench-dispatch  ## measure every benchmark case: benchmarks/results/MACHINE/FAMILY.json
 	$(BIN)/sgl-kernels bench --compile --out $(RESULTS) $(BENCH_ARGS)
+
+bench-models: venv $(VENV)/.demo  ## measure whole models, stock against apply(): benchmarks/results/MACHINE/models.json
+	$(BIN)/python benchmarks/models.py --out $(RESULTS)
 
 bench-dispatch: venv  ## measure what a call costs before its kernel starts
 	$(BIN)/sgl-kernels bench dispatch --out $(RESULTS)

@@ -47,13 +47,17 @@ class Sentences:
     pairs_found: int  # sentences whose nearest neighbour is their partner
     restored: bool
     time: Pair
+    skipped_difference: float  # of an embedding to stock, with padding="skip"
+    skipped_time: Pair
 
 
 def run(*, repeats: int, progress: Callable[[str, int, int], None]) -> Sentences:
     """Embed the sentences as one padded batch: stock, ours, ours one by one."""
     stock, tokenizer = load()
     model = copy.deepcopy(stock)
+    skipping = copy.deepcopy(stock)
     applied = sgl_kernels.apply(model)
+    sgl_kernels.apply(skipping, padding="skip")
     batch = tokenizer(list(SENTENCES), padding=True, return_tensors="pt")
     with torch.no_grad():
         with sgl_kernels.record() as recorder:
@@ -65,6 +69,13 @@ def run(*, repeats: int, progress: Callable[[str, int, int], None]) -> Sentences
             lambda: embed(model, batch),
             repeats,
             lambda done, n: progress("sentences", done, n),
+        )
+        skipped = embed(skipping, batch)
+        skipped_pair = interleaved(
+            lambda: embed(stock, batch),
+            lambda: embed(skipping, batch),
+            repeats,
+            lambda done, n: progress("sentences, no padding", done, n),
         )
         applied.remove()
         restored = torch.equal(embed(model, batch), plain)
@@ -82,6 +93,8 @@ def run(*, repeats: int, progress: Callable[[str, int, int], None]) -> Sentences
         pairs_found=int((likeness.argmax(1) == partner).sum()),
         restored=restored,
         time=pair,
+        skipped_difference=float((skipped - plain).abs().max()),
+        skipped_time=skipped_pair,
     )
 
 

@@ -39,7 +39,9 @@ class Applied:
     Also a context manager: the model is given back at the end of the block.
     """
 
-    def __init__(self, model: Any, attention: list[str], norms: list[str], linears: list[str], packed: list[str]) -> None:
+    def __init__(
+        self, model: Any, attention: list[str], norms: list[str], linears: list[str], packed: list[str]
+    ) -> None:
         self.model = model
         self.attention = tuple(attention)
         self.norms = tuple(norms)
@@ -91,7 +93,9 @@ def apply(
     roots = _roots(model)
     if padding not in ("compute", "skip"):
         raise ValueError(f"apply: padding is {padding!r}, expected 'compute' or 'skip'")
-    if padding == "skip" and not (attention and any(replace_padding.packs(m) for _, r in roots for m in r.modules())):
+    if padding == "skip" and not (
+        attention and any(replace_padding.packs(m) for _, r in roots for m in r.modules())
+    ):
         known = ", ".join(sorted(replace_padding.ENCODERS))
         raise ValueError(f"apply: padding='skip' needs attention=True and a model with one of {known}")
     if backend is not None:
@@ -99,7 +103,9 @@ def apply(
     with _lock:
         remove(model)
         try:
-            served = [_apply_to(prefix, root, backend, attention, norms, linears, padding) for prefix, root in roots]
+            served = [
+                _apply_to(prefix, root, backend, attention, norms, linears, padding) for prefix, root in roots
+            ]
         except BaseException:
             remove(model)  # never half applied
             raise
@@ -107,7 +113,13 @@ def apply(
 
 
 def _apply_to(
-    prefix: str, root: nn.Module, backend: str | None, attention: bool, norms: bool, linears: bool, padding: str
+    prefix: str,
+    root: nn.Module,
+    backend: str | None,
+    attention: bool,
+    norms: bool,
+    linears: bool,
+    padding: str,
 ) -> tuple[list[str], list[str], list[str], list[str]]:
     layers: list[str] = []
     swapped: list[str] = []

@@ -33,7 +33,9 @@ def choose(module: nn.Module) -> Any:
     return packed_encoder if packs(module) else None
 
 
-def packed_encoder(self: Any, hidden_states: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any) -> Any:
+def packed_encoder(
+    self: Any, hidden_states: Tensor, attention_mask: Any = None, *args: Any, **kwargs: Any
+) -> Any:
     """An encoder's forward on the real tokens alone; stock where the mask is no padding mask, or somebody watches."""
     keep = None if args else _real_tokens(hidden_states, attention_mask)
     if keep is None or is_compiling() or not _plain_call(self, hidden_states, kwargs):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sgl_kernels.tools import bench_dispatch, bench_peers, report_gpu, report_nvfp4
+from sgl_kernels.tools import bench_dispatch, bench_peers, report_gpu, report_models, report_nvfp4
 from sgl_kernels.tools.bench import COMPILED, EAGER
 from sgl_kernels.tools.bench_goals import compare
 from sgl_kernels.tools.bench_results import ceilings_table, geometric_mean, is_result, load
@@ -56,9 +56,10 @@ def _machine(folder: Path) -> str:
     documents = [(path, load(path)) for path in sorted(folder.glob("*.json")) if is_result(path)]
     dispatch = folder / "dispatch.json"
     peers = folder / "peers.json"
+    models = folder / "models.json"
     steps = report_gpu.steps(folder)
     firsts = [d for _, d in documents[:1]]
-    firsts += [json.loads(path.read_text("utf-8")) for path in (dispatch, peers) if path.is_file()]
+    firsts += [json.loads(path.read_text("utf-8")) for path in (dispatch, peers, models) if path.is_file()]
     firsts += steps[:1]
     fp4 = report_nvfp4.load(folder)
     firsts += [fp4] if fp4 else []
@@ -78,6 +79,14 @@ def _machine(folder: Path) -> str:
             "### The cost of a call",
             markdown_table(bench_dispatch.table(data)),
             bench_dispatch.table(data).note,
+        ]
+    if models.is_file():
+        found = report_models.load(models)
+        parts += [
+            "### Whole models",
+            f"{report_models.NOTE} Measured {found['date']} with `make bench-models`, load average at the start "
+            f"{found['settings']['load_average']}.",
+            markdown_table(report_models.table(found)),
         ]
     goals = compare([row for _, document in documents for row in document["results"]], machine["arch"])
     if goals.rows:

@@ -46,7 +46,9 @@ def test_real_tokens_as_stock_and_padding_is_zero(family: str, left: bool) -> No
     assert applied.packed == ("encoder",) and "padding skipped" in repr(applied)
     assert varlen_calls(recorder) == 2
     real = keep.bool()
-    assert torch.allclose(during.last_hidden_state[real], before.last_hidden_state[real], rtol=1e-4, atol=1e-5)
+    assert torch.allclose(
+        during.last_hidden_state[real], before.last_hidden_state[real], rtol=1e-4, atol=1e-5
+    )
     assert not during.last_hidden_state[~real].any()
     if not left:  # the pooler reads the first token
         assert torch.allclose(during.pooler_output, before.pooler_output, rtol=1e-4, atol=1e-5)

@@ -231,9 +231,14 @@ def test_packed_lengths_are_served_where_all_of_them_are_given(causal: bool) -> 
     total = q.shape[2]
     ends = torch.tensor([0, 2, total], dtype=torch.int32)
     have = call(
-        q, k, v, is_causal=causal, cu_seq_lens_q=ends, cu_seq_lens_k=ends, max_length_q=total, max_length_k=total
+        q,
+        k,
+        v,
+        is_causal=causal,
+        cu_seq_lens_q=ends,
+        cu_seq_lens_k=ends,
+        max_length_q=total,
+        max_length_k=total,
     )
-    parts = [
-        call(*(t[:, :, a:b] for t in (q, k, v)), is_causal=causal) for a, b in ((0, 2), (2, total))
-    ]
+    parts = [call(*(t[:, :, a:b] for t in (q, k, v)), is_causal=causal) for a, b in ((0, 2), (2, total))]
     assert torch.allclose(have, torch.cat(parts, 1), atol=1e-6)
