@@ -178,40 +178,46 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     load = round(os.getloadavg()[0], 1)
-    rows = []
     for name in options.only:
         for dtype in DTYPES:
             for padding in ("compute", "skip") if name == "bert" else ("compute",):
                 row = compare(name, dtype, padding, options.repeats)
-                rows.append(row)
                 print(
                     f"{row['model']:<11} {row['dtype']:<9} {row['padding']:<8} {row['stock_ms']:8.1f} ms -> "
                     f"{row['ours_ms']:8.1f} ms  {row['ratio']:.2f}x  error {row['stock_error']:.1e} -> "
                     f"{row['ours_error']:.1e}{'' if row['restored'] else '  NOT RESTORED'}",
                     flush=True,
                 )
+                if options.out is not None:
+                    path = save(options.out, row, {"repeats": options.repeats, "load_average": load})
     if options.out is not None:
-        machine = describe_machine(torch.device("cpu"))
-        path = options.out / machine_slug(machine) / "models.json"
-        if path.exists():  # models that were not asked for keep their rows
-            rows = [r for r in json.loads(path.read_text())["rows"] if r["model"] not in options.only] + rows
-            rows.sort(
-                key=lambda row: (list(MODELS).index(row["model"]), row["dtype"] != "float32", row["padding"])
-            )
-        document = {
-            "date": datetime.date.today().isoformat(),
-            "machine": machine,
-            "versions": {
-                **versions(),
-                "diffusers": _version("diffusers"),
-                "transformers": _version("transformers"),
-            },
-            "settings": {"threads": 1, "clock": "cpu", "repeats": options.repeats, "load_average": load},
-            "rows": rows,
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(document, indent=1) + "\n")
         print(f"written: {path}")
+
+
+def save(folder: Path, row: dict[str, Any], settings: dict[str, Any]) -> Path:
+    """Put a row in the place of the one before it in MACHINE/models.json."""
+    machine = describe_machine(torch.device("cpu"))
+    path = folder / machine_slug(machine) / "models.json"
+    rows = {_key(r): r for r in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    rows[_key(row)] = row
+    document = {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine,
+        "versions": {
+            **versions(),
+            "diffusers": _version("diffusers"),
+            "transformers": _version("transformers"),
+        },
+        "settings": {"threads": 1, "clock": "cpu", **settings},
+        "rows": [rows[key] for key in sorted(rows)],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    return path
+
+
+def _key(row: dict[str, Any]) -> tuple[int, bool, str]:
+    return list(MODELS).index(row["model"]), row["dtype"] != "float32", row["padding"]
 
 
 if __name__ == "__main__":
