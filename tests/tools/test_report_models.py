@@ -8,7 +8,8 @@ from pathlib import Path
 from sgl_kernels.tools import report_performance
 
 ROW = {
-    "model": "bert", "what": "BERT: two layers.", "dtype": "bfloat16", "padding": "skip", "applied": "2 attention layers",
+    "model": "bert", "what": "BERT: two layers.", "dtype": "bfloat16", "padding": "skip",
+    "applied": "2 attention layers",
     "stock_ms": 1234.4, "ours_ms": 100.2, "ratio": 12.32, "ratio_min": 12.1, "ratio_max": 12.5,
     "stock_error": 0.0123, "ours_error": 0.0099, "restored": True,
 }  # fmt: skip
