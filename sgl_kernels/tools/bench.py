@@ -25,6 +25,7 @@ from sgl_kernels.tools.parity import FLOOR, verdict
 EAGER, COMPILED = "torch eager", "torch.compile"
 COLD, EXACT = "cold", Fidelity.EXACT.value
 """The tag of a case whose inputs come from memory: they rotate through copies that no cache holds."""
+INTO = " (out=)"  # the same backend, writing into a tensor that is there already
 MAX_COPIES = 64
 
 
@@ -86,6 +87,9 @@ def candidates(
             skipped[name] = f"{run.reason.value}: {run.detail}"
         else:
             found.append(Candidate(name, run, implementation.fidelity.value))
+            if implementation.load_out is not None:
+                filled = _into_kept(run, implementation.load_out(None))
+                found.append(Candidate(f"{name}{INTO}", filled, implementation.fidelity.value))
     plain = spelling(op.name, args)
     if plain is not None:
         found.append(Candidate(EAGER, plain))
@@ -97,6 +101,19 @@ def candidates(
             except Exception as error:  # no compiler, or a graph it cannot take: a reason, not a crash
                 skipped[COMPILED] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return found, skipped
+
+
+def _into_kept(run: Callable[..., Any], run_into: Callable[..., Any]) -> Callable[..., Any]:
+    """The call with `out=`: into tensors that are made once, at the first call, and kept."""
+    kept: list[tuple[Tensor, ...]] = []
+
+    def filled(*args: Any) -> Any:
+        if not kept:
+            first = run(*args)
+            kept.append(first if isinstance(first, tuple) else (first,))
+        return run_into(*args, out=kept[0])
+
+    return filled
 
 
 def _load(op: Op, implementation: Implementation, args: tuple[Any, ...], source: Registry) -> Any:

@@ -42,6 +42,20 @@ def test_a_ratio_is_the_median_of_the_ratios_within_turns():
     assert ours.median == 1.0 and base.spread == (3.0, 5.0)
 
 
+def test_a_backend_that_writes_into_given_tensors_is_measured_so_too():
+    case, dtype = small("rms_norm")
+    row = bench.measure(registry.op("rms_norm"), case, dtype, device=CPU, ceilings=CEILINGS, options=QUICK)
+    names = [c["name"] for c in row["candidates"]]
+    if "cpu" not in names:
+        pytest.skip("the C++ extension is not built")
+    into = row["candidates"][names.index(f"cpu{bench.INTO}")]
+    assert into["error"]["relative_l2"] < 1e-6 and into["vs_torch"] > 0
+    table = report_performance.detail(
+        [row]
+    )  # a call that is given its output is not compared with one that is not
+    assert bench.INTO not in str(table.rows)
+
+
 def test_inputs_are_rotated():
     seen: list[int] = []
     variants = [lambda i=i: seen.append(i) for i in range(3)]
