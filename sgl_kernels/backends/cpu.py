@@ -13,9 +13,14 @@ from sgl_kernels.core.requires import FLOATS, Requires
 
 CPU = Requires(platforms=frozenset({"cpu"}), dtypes=FLOATS)
 FIRST, BEHIND = 50, -1
+FEW_ROWS = 8
+"""Of this many rows, twice as many in float32, torch's layer_norm is the faster: a call of ours costs 2 us more and
+prepares the parameters first. 0.43 to 0.80 of torch's speed at 1 and 2 rows of 768 and 3072, par at 8 (bfloat16) and
+16 (float32); AVX2, benchmarks/notes/cpu_norms.md."""
 TINY = 1024
 """Below this many elements the call itself decides, and torch's layer_norm and gelu cost less to call than ours:
-0.50 to 0.90 of our time at 64 and 256 elements, par at 1,024 (benchmarks/notes/cpu_norms.md)."""
+0.50 to 0.90 of our time at 64 and 256 elements, par at 1,024 with AVX-512; gelu_tanh with AVX2 0.48 at 64, 0.64 at
+256, 1.14 to 1.28 at 1,024 (benchmarks/notes/cpu_norms.md)."""
 
 
 def _loader(op: str) -> Callable[[Any], Callable[..., Any]]:
@@ -42,6 +47,11 @@ def _unless_tiny(facts: Any, device: Device) -> int:
     return FIRST if facts.rows * facts.dim >= TINY else BEHIND
 
 
+def _unless_few_rows(facts: Any, device: Device) -> int:
+    few = 2 * FEW_ROWS if facts.dtype is torch.float32 else FEW_ROWS
+    return BEHIND if facts.rows < few else _unless_tiny(facts, device)
+
+
 def _implementation(op: str, doc: str, rank: Rank = FIRST) -> Implementation:
     return Implementation(
         op=op, backend="cpu", rank=rank, load=_loader(op), load_out=_loader_out(op), requires=CPU, doc=doc
@@ -50,7 +60,7 @@ def _implementation(op: str, doc: str, rank: Rank = FIRST) -> Implementation:
 
 IMPLEMENTATIONS = (
     _implementation("rms_norm", "one pass, fp32 statistics"),
-    _implementation("layer_norm", "one pass, two-pass variance in cache", _unless_tiny),
+    _implementation("layer_norm", "one pass, two-pass variance in cache", _unless_few_rows),
     _implementation("group_norm", "channels first or last without a copy, SiLU fused"),
     _implementation("norm_scale_shift", "norm and modulation in one pass"),
     _implementation("residual_gate_norm_scale_shift", "residual, gate, norm and modulation in one pass"),
