@@ -8,6 +8,7 @@ prints what a checkout or an unpacked wheel has now, to compare a newer release 
 from __future__ import annotations
 
 import ast
+import enum
 import inspect
 import json
 import sys
@@ -35,15 +36,19 @@ def of_callable(function: Callable[..., Any]) -> list[str]:
         if p.kind is p.KEYWORD_ONLY and not star:
             parts.append("*")
             star = True
-        parts.append(p.name if p.default is p.empty else f"{p.name}={p.default!r}")
+        default = str(p.default) if isinstance(p.default, enum.Enum) else repr(p.default)
+        parts.append(p.name if p.default is p.empty else f"{p.name}={default}")
     return parts
 
 
 def of_source(path: str, name: str) -> list[str]:
     """The same of the last top-level definition of `name` in a file, which is not imported."""
-    node = [
+    found = [
         n for n in ast.parse(Path(path).read_text()).body if isinstance(n, ast.FunctionDef) and n.name == name
-    ][-1]
+    ]
+    if not found:
+        raise ValueError(f"{path} defines no function {name!r} at its top level; name the file that does")
+    node = found[-1]
     a = node.args
     defaults = [None] * (len(a.args) - len(a.defaults)) + list(a.defaults)
     parts = [_text(arg, d) for arg, d in zip(a.args, defaults, strict=True)]

@@ -27,9 +27,18 @@ class SfLayout(enum.Enum):
     layout_linear = 2
 
 
+class _Unset:
+    def __repr__(self):
+        return "_UNSET"
+
+
+_UNSET = _Unset()
+
+
 def nvfp4_quantize(
     a, a_global_sf, sfLayout=SfLayout.layout_128x4, do_shuffle=False, sf_vec_size=16, enable_pdl=None,
     backend="cuda", per_token_activation=False, expanded_idx_to_permuted_idx=None, out_scale=None,
+    nvfp4_4over6=_UNSET,
 ):  # fmt: skip
     assert a.ndim == 2 and a.is_contiguous() and a.dtype in (torch.float16, torch.bfloat16)
     assert a_global_sf.dtype is torch.float32 and a_global_sf.numel() == 1

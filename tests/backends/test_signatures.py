@@ -7,7 +7,14 @@ import inspect
 
 import pytest
 
-from tests.backends import signatures, test_aiter, test_flash_attn, test_hub_xpu_musa, test_sparge_zentorch
+from tests.backends import (
+    signatures,
+    test_aiter,
+    test_flash_attn,
+    test_hub_xpu_musa,
+    test_nvfp4_flashinfer,
+    test_sparge_zentorch,
+)
 from tests.backends import test_sage_xformers_flashinfer as others
 
 FLASHINFER = {f"{m}.{n}": f for m, functions in others.FLASHINFER.items() for n, f in functions.items()}
@@ -24,6 +31,8 @@ FAKES = {
     "spas_sage_attn.spas_sage2_attn_meansim_topk_cuda": test_sparge_zentorch.spas_sage2_attn_meansim_topk_cuda,
     "xformers.ops.memory_efficient_attention": others.memory_efficient_attention,
     "kernels.get_kernel": test_hub_xpu_musa._get_kernel(None, []),
+    "flashinfer.gemm.mm_fp4": test_nvfp4_flashinfer.make_mm_fp4([]),
+    "flashinfer.quantization.nvfp4_quantize": test_nvfp4_flashinfer.nvfp4_quantize,
     **FLASHINFER,
     **AITER,
 }
