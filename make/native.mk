@@ -4,12 +4,13 @@
 # Python is not built with the sanitizer, so its runtime is loaded first; Python itself leaks by design.
 SANITIZED = env LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
   ASAN_OPTIONS=detect_leaks=0 SGL_KERNELS_CPU_LIBRARY=$(CURDIR)/build/sanitize/_cpu_sanitize.so
-ASAN_TESTS ?= tests/kernels/test_cpu_norm.py tests/kernels/test_cpu_rope.py tests/kernels/test_cpu_elementwise.py \
-  tests/kernels/test_cpu_rowwise_random.py tests/kernels/test_cpu_attention.py tests/kernels/test_cpu_nvfp4.py
+ASAN_TESTS ?= $(wildcard tests/kernels/test_cpu_*.py tests/fuzz/fuzz_*.py)
+ASAN_EXAMPLES ?= 200
 
-asan: venv  ## the C++ kernel tests under the address and undefined-behaviour sanitizers
+asan: venv  ## the C++ kernel tests, and a little fuzzing, under the address and undefined-behaviour sanitizers
 	SGL_KERNELS_BUILD_SANITIZE=1 SGL_KERNELS_REQUIRE_EXTENSION=1 $(BIN)/python setup.py build_ext
-	$(SANITIZED) $(BIN)/python -m pytest $(ASAN_TESTS) -m "not slow" --timeout=3000 -q
+	$(SANITIZED) SGL_KERNELS_FUZZ_EXAMPLES=$(ASAN_EXAMPLES) $(BIN)/python -m pytest $(ASAN_TESTS) -m "not slow" \
+	  --timeout=3000 -q
 
 fuzz: venv  ## ten thousand random calls of every family of C++ kernels
 	$(BIN)/python -m pytest tests/fuzz/fuzz_*.py --timeout=0 -q
