@@ -229,7 +229,7 @@ def test_bad_arguments_are_named(change, message):
         call.run()
 
 
-@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "avx512bf16"])
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512", "avx512bf16", "amx"])
 def test_lower_instruction_sets_agree(level):
     """A level that this machine lacks falls back to the highest it has."""
     done = subprocess.run(
