@@ -12,6 +12,11 @@ struct Vectors {
   static constexpr int value = NV;
 };
 
+template <Tile kTile>
+struct Kind {
+  static constexpr Tile value = kTile;
+};
+
 // body(Vectors<n>{}): the number of vectors of a panel as a constant.
 template <class Body>
 SGL_INLINE void with_vectors(int n, Body body) {
@@ -25,7 +30,7 @@ SGL_INLINE void with_vectors(int n, Body body) {
 
 // Scores of one block: keys first..last of the packed block; `first` is a multiple of the tile.
 template <class Dot, int NV>
-void score_block(const float* k, const float* q, int elements, const ScoreRule& rule, bool ruled, int first, int last,
+void score_block(const float* k, const float* q, int elements, const ScoreRule& rule, int first, int last,
                  Panel& panel, float* p) {
   constexpr int ROWS = kKeyRows<NV>;
   for (int j = 0; j < NV; ++j) panel.highest[j] = splat(kMinusInf);
@@ -34,10 +39,20 @@ void score_block(const float* k, const float* q, int elements, const ScoreRule& 
     float* weights = p + static_cast<size_t>(r / Dot::kUnit) * NV * kLanes;
     const int32_t key = rule.key0 + r;
     const bool inside = key + ROWS - 1 <= panel.first + rule.right && key >= panel.last - rule.left;
-    if (!ruled && inside && r + ROWS <= last) {
-      score_tile<Dot, NV>(rows, elements, q, elements, rule.scale, panel, weights);
-    } else {
+    const auto tile = [&](auto kind, const float* bias) {
+      constexpr Tile kTile = decltype(kind)::value;
+      score_tile<Dot, NV, kTile>(rows, elements, q, elements, rule.scale, last - r, bias, panel, weights);
+    };
+    if (!inside || rule.cap != 0 || (rule.key_bias != nullptr && rule.lane_bias != nullptr)) {
       score_tile_ruled<Dot, NV>(rows, elements, q, elements, rule, r, last - r, !inside, panel, weights);
+    } else if (rule.key_bias != nullptr) {
+      tile(Kind<Tile::key_bias>{}, rule.key_bias + r);
+    } else if (rule.lane_bias != nullptr) {
+      tile(Kind<Tile::lane_bias>{}, rule.lane_bias + static_cast<size_t>(r) * NV * kLanes);
+    } else if (r + ROWS <= last) {
+      tile(Kind<Tile::whole>{}, nullptr);
+    } else {
+      tile(Kind<Tile::partial>{}, nullptr);
     }
   }
 }
@@ -67,13 +82,13 @@ bool move_reference(Panel& panel, const F (&before)[NV], F (&decay)[NV]) {
 
 template <class Dot, int NV>
 void attend(const float* k, const float* q, int elements, const float* v, size_t block_units, int channels,
-            const ScoreRule& rule, bool ruled, int first, int last, Panel& panel, float* p) {
+            const ScoreRule& rule, int first, int last, Panel& panel, float* p) {
   first = first / kKeyRows<NV> * kKeyRows<NV>;
   F before[NV], decay[NV];
   for (int j = 0; j < NV; ++j) before[j] = panel.sum[j];
-  score_block<Dot, NV>(k, q, elements, rule, ruled, first, last, panel, p);
+  score_block<Dot, NV>(k, q, elements, rule, first, last, panel, p);
   const bool moved = move_reference<NV>(panel, before, decay);
-  if (moved) score_block<Dot, NV>(k, q, elements, rule, ruled, first, last, panel, p);
+  if (moved) score_block<Dot, NV>(k, q, elements, rule, first, last, panel, p);
   const int unit0 = first / Dot::kUnit;
   const int units = (last + Dot::kUnit - 1) / Dot::kUnit - unit0;
   const float* weights = p + static_cast<size_t>(unit0) * NV * kLanes;
@@ -162,6 +177,7 @@ static inline bool key_biases(const MaskView& view, const MaskPlan& plan, int32_
   mask_row(view, plan.row, key0, count, to);
   bool shown = false;
   for (int k = 0; k < count; ++k) shown |= to[k] != kMinusInf;
+  for (int k = count; k < round_up(count, kKeyAlign); ++k) to[k] = kMinusInf;  // the rest of the last tile
   return shown;
 }
 
@@ -224,15 +240,15 @@ void run_blocked(const Problem& p, const Task& task, char* scratch) {
         if (kind == MaskBlock::hidden) continue;
         if (kind == MaskBlock::mixed) rule.lane_bias = lane_bias;
       }
-      const bool ruled = rule.cap != 0 || rule.key_bias != nullptr || rule.lane_bias != nullptr;
       const float* q = queries + n * query_panel;
       with_vectors(panel.vectors, [&](auto vectors) {
         constexpr int NV = decltype(vectors)::value;
         if constexpr (Dot::kMatrixUnit) {
+          const bool ruled = rule.cap != 0 || rule.key_bias != nullptr || rule.lane_bias != nullptr;
           Dot::template attend<NV>(keys, q, l.elements, values, block_units, l.channels, rule, ruled, from, to, panel,
                                    weights);
         } else {
-          attend<Dot, NV>(keys, q, l.elements, values, block_units, l.channels, rule, ruled, from, to, panel, weights);
+          attend<Dot, NV>(keys, q, l.elements, values, block_units, l.channels, rule, from, to, panel, weights);
         }
       });
     }

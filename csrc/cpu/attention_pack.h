@@ -137,6 +137,9 @@ SGL_INLINE F mask_vector(const char* p, Type type) {  // kLanes contiguous eleme
 #if defined(__AVX512F__)
       const __m128i shown = load<__m128i>(p);  // in intrinsics: gcc 12 widens a vector of bytes in six steps
       return _mm512_mask_mov_ps(splat(kMinusInf), _mm_test_epi8_mask(shown, shown), F{});
+#elif defined(__AVX2__)
+      const I shown = reinterpret_cast<I>(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+      return shown != 0 ? F{} : splat(kMinusInf);
 #else
       typedef uint8_t Bytes __attribute__((vector_size(kLanes)));
       const I shown = __builtin_convertvector(load<Bytes>(p), I);
@@ -188,12 +191,20 @@ static inline MaskBlock pack_mask(const MaskView& mask, const char* heads, RowWa
       transpose(block);
       for (int i = 0; i < n; ++i) {
         shown |= block[i] != splat(kMinusInf);
-        touched |= block[i] != F{};
+        touched |= bits(block[i]);  // a bias of -0 counts, which only costs time
         store(to + (static_cast<size_t>(k + i) * nv + j) * kLanes, block[i]);
       }
     }
   }
+  for (int k = keys; k < round_up(keys, kKeyAlign); ++k) {  // the rest of the last tile
+    for (int j = 0; j < nv; ++j) store(to + (static_cast<size_t>(k) * nv + j) * kLanes, splat(kMinusInf));
+  }
   return !any(shown) ? MaskBlock::hidden : any(touched) ? MaskBlock::mixed : MaskBlock::plain;
+}
+
+// ln(sum * 2^reference). In double, because the product's rounding would add to that of the scores: once to a row.
+static inline float natural_lse(float reference, float sum) {
+  return static_cast<float>((reference + __builtin_log2(static_cast<double>(sum))) * 0.69314718055994531);
 }
 
 // O^T / sum back to rows, and lse. A row that saw no key is 0, whatever its products were; its lse is -inf.
@@ -206,8 +217,8 @@ static inline void store_panel(const Problem& p, char* heads, float* lse, RowWal
     for (int i = 0; i < rows; ++i, walk.next()) {
       row[i] = heads + walk.group_head * p.out.head + walk.query * p.out.seq;
       if (lse != nullptr) {
-        const float log2_sum = sum[i] == 0 ? kMinusInf : panel.reference[j][i] + __builtin_log2f(sum[i]);
-        lse[walk.group_head * p.lse_head + walk.query] = log2_sum * kLn2;
+        const float value = sum[i] == 0 ? kMinusInf : natural_lse(panel.reference[j][i], sum[i]);
+        lse[walk.group_head * p.lse_head + walk.query] = value;
       }
     }
     const F inverse = 1.0f / sum;

@@ -11,7 +11,6 @@ namespace sgl_kernels::attention {
 namespace {
 
 constexpr float kLog2e = 1.44269504f;
-constexpr float kLn2 = 0.693147181f;
 constexpr float kRedo = 60.0f;      // a block is redone once a score exceeds the reference by 2^60
 constexpr float kNoScore = -3e38f;  // anything below is a masked score
 constexpr float kMinusInf = -__builtin_inff();
@@ -117,24 +116,42 @@ SGL_INLINE void emit(const F (&t)[kKeyRows<NV>][NV], Panel& panel, float* p) {
   }
 }
 
-// One tile of keys, all visible: scores never leave the registers.
-template <class Dot, int NV>
+// What a tile adds to its scores: nothing; nothing, and only the first keys count; a bias for each key, or for each
+// key and lane.
+enum class Tile { whole, partial, key_bias, lane_bias };
+
+// One tile of keys inside all bounds: scores never leave the registers. `bias`: of the tile's first key; -inf hides.
+template <class Dot, int NV, Tile kTile>
 __attribute__((noinline)) void score_tile(const float* k, size_t stride, const float* q, int depth, float scale,
-                                          Panel& panel, float* p) {
+                                          int keys, const float* bias, Panel& panel, float* p) {
   constexpr int ROWS = kKeyRows<NV>;
   F acc[ROWS][NV];
   SGL_UNROLL for (int i = 0; i < ROWS; ++i) SGL_UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = F{};
   multiply_rows<Dot, ROWS, NV>(k, stride, q, depth, acc);
   const F s = splat(scale);
+  constexpr bool kScaled = kTile != Tile::whole;  // already here: a hidden score is -inf whatever it was, times 0 too
+  if constexpr (kScaled) {
+    const F hidden = splat(kMinusInf);
+    SGL_UNROLL for (int i = 0; i < ROWS; ++i) {
+      SGL_UNROLL for (int j = 0; j < NV; ++j) {
+        if constexpr (kTile == Tile::partial) {
+          acc[i][j] = i < keys ? acc[i][j] * s : hidden;
+        } else {
+          const F b = kTile == Tile::key_bias ? splat(bias[i]) : load<F>(bias + (i * NV + j) * kLanes);
+          acc[i][j] = b == hidden ? hidden : acc[i][j] * s + b;  // hides NaN and infinite scores too
+        }
+      }
+    }
+  }
   SGL_UNROLL for (int j = 0; j < NV; ++j) {
     F m = acc[0][j];
     SGL_UNROLL for (int i = 1; i < ROWS; ++i) m = max(m, acc[i][j]);
-    panel.highest[j] = max(panel.highest[j], m * s);
+    panel.highest[j] = max(panel.highest[j], kScaled ? m : m * s);
   }
   if (panel.fresh) start_panel<NV>(panel);
   SGL_UNROLL for (int j = 0; j < NV; ++j) {
     const F reference = panel.reference[j];
-    SGL_UNROLL for (int i = 0; i < ROWS; ++i) acc[i][j] = acc[i][j] * s - reference;
+    SGL_UNROLL for (int i = 0; i < ROWS; ++i) acc[i][j] = kScaled ? acc[i][j] - reference : acc[i][j] * s - reference;
   }
   emit<Dot, NV>(acc, panel, p);
 }
@@ -157,7 +174,7 @@ SGL_INLINE F rule_score(F s, const ScoreRule& rule, int row, int j, const Panel&
   return seen ? s : hidden;
 }
 
-// One tile with softcap, bias, bounds, or fewer than a full tile of keys (`keys`; the rest are hidden).
+// One tile with softcap, bias or bounds; of the first `keys` keys, the rest being hidden.
 template <class Dot, int NV>
 __attribute__((noinline)) void score_tile_ruled(const float* k, size_t stride, const float* q, int depth,
                                                 const ScoreRule& rule, int row0, int keys, bool bounded, Panel& panel,

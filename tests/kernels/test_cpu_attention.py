@@ -119,6 +119,46 @@ def test_hidden_keys_cannot_spoil_scores(rows, seed):
     assert torch.equal(Call(q, k, v, per_query).run()[0], clean)
 
 
+@pytest.mark.parametrize("scale", [None, 0.0])
+@pytest.mark.parametrize("sk", [1, 5, 7, 23, 193, 197, 383])
+def test_last_tiles_of_keys(sk, scale, seed):
+    """Plain, with one bias to a key and with one to a score: tiles that the keys fill only in part."""
+    torch.manual_seed(seed)
+    for dtype in DTYPES:
+        for rows in (9, 17, 49):
+            tensors = qkv(1, rows, sk, 2, 24, dtype=dtype)
+            check(Call(*tensors, scale=scale))
+            for mask in (
+                torch.rand(1, 1, 1, sk) > 0.3,
+                torch.randn(1, 1, rows, sk),
+                torch.rand(rows, sk) > 0.3,
+            ):
+                check(Call(*tensors, mask, scale=scale))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), INF, -INF])
+def test_hidden_keys_in_a_shared_tile_cannot_spoil_scores(bad, seed):
+    torch.manual_seed(seed)
+    q, k, v = qkv(1, 70, 46, 1, 40)
+    mask = torch.rand(1, 1, 70, 46) > 0.2
+    mask[..., 1::6] = False  # a key of every tile
+    clean = Call(q, k, v, mask).run()
+    k[:, 1::6] = bad
+    for shown in (mask, torch.zeros(1, 1, 70, 46).masked_fill(~mask, -INF)):
+        out, lse = Call(q, k, v, shown).run()
+        assert torch.equal(out, clean[0]) and torch.equal(lse, clean[1])
+
+
+def test_lse_of_one_score_is_as_exact_as_the_score(seed):
+    """Over many single scores: a rounding of the score, of its scale and of the result, not more."""
+    torch.manual_seed(seed)
+    for rows in (1, 64):
+        q, k, v = qkv(1, rows, 1, 64, 1)
+        call = Call(q, k, v, scale=1.0)
+        exact, lse = call.oracle()[1], call.run()[1]
+        assert ((lse.double() - exact).norm() / exact.norm()).item() < 1.5 * 2.0**-24
+
+
 def test_the_same_call_gives_the_same_bits(seed):
     torch.manual_seed(seed)
     for sq, sk in ((1, 5000), (40, 3000), (300, 300)):
