@@ -109,8 +109,11 @@ FEW_ROWS = 8
 SMALL_FP32 = 64 * 64
 SMALL_FP32_NARROW = 32 * 32
 """Fewer scores to a head than this, in fp32, and torch is faster: benchmarks/notes/cpu_attention.md, tiny shapes
-(head_dim 64: 16 x 16 0.63 to 0.82x, 32 x 32 0.73 to 0.89x, 49 x 49 0.95x, 64 x 64 1.04 to 1.19x of torch;
+(AVX-512, head_dim 64: 16 x 16 0.63 to 0.82x, 32 x 32 0.73 to 0.89x, 49 x 49 0.95x, 64 x 64 1.04 to 1.19x of torch;
 head_dim 32: 33 x 33 1.31 to 1.37x; bf16 and fp16 win from 16 x 16 on)."""
+SMALL_FP32_AVX2 = 24 * 24
+"""The same with AVX2, where torch has half the registers too: 16 x 16 0.85 to 1.02x, 32 x 32 1.15 to 1.18x, 49 x 49
+0.99 to 1.16x (the same notes, AVX2 on Zen 3)."""
 
 _place = rank("cpu", "attention")
 
@@ -119,6 +122,8 @@ def dense_rank(facts: Any, device: Device) -> int:
     """The order table's place, but behind torch for the few shapes where torch was measured to be faster."""
     rows = facts.sq * max(1, facts.heads // max(1, facts.kv_heads))
     small = SMALL_FP32 if facts.head_dim >= 64 else SMALL_FP32_NARROW
+    if device.arch == "avx2":
+        small = SMALL_FP32_AVX2
     if facts.dtype is torch.float32 and rows > FEW_ROWS and facts.sq * facts.sk < small:
         return ONLY_WHEN_NAMED
     return _place(facts, device)

@@ -40,6 +40,13 @@ def test_narrow_heads_win_earlier():
     assert DENSE.rank_for(facts(33, 33, torch.float32, head_dim=64), CPU) < 0
 
 
+@pytest.mark.parametrize("rows, first", [(16, False), (32, True), (49, True)])
+@pytest.mark.parametrize("head_dim", [32, 64])
+def test_avx2_wins_earlier_than_avx512(rows, head_dim, first):
+    device = Device("cpu", "avx2")
+    assert (DENSE.rank_for(facts(rows, rows, torch.float32, head_dim=head_dim), device) > 0) is first
+
+
 def test_quantised_attention_must_be_asked_for():
     assert SAGE.fidelity is Fidelity.LOSSY and DENSE.fidelity is Fidelity.EXACT
     assert SAGE.rejects(facts(9, 9, torch.float32, softcap=2.0)).reason.value == "feature"
