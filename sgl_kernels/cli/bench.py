@@ -35,7 +35,7 @@ def bench(
         str, typer.Option(help="wall, or cpu: CPU time of one thread, for a machine that is not yours alone.")
     ] = "wall",
     rounds: Annotated[int, typer.Option(help="Samples of each candidate.")] = 15,
-    seconds: Annotated[float, typer.Option(help="Budget for one case.")] = 8.0,
+    seconds: Annotated[float, typer.Option(help="Budget for one case.")] = 3.0,
     quick: Annotated[
         bool, typer.Option("--quick", help="A first look: 5 samples, 2 seconds for a case.")
     ] = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ class Options:
     """How to measure."""
 
     rounds: int = 15
-    seconds: float = 8.0  # for all candidates of one case together
+    seconds: float = 3.0  # for all candidates of one case together
     clock: str = "wall"
     cold_mib: int = 0  # rotate the inputs of every case through copies that take at least this much
     compile: bool = False
@@ -141,11 +142,13 @@ def measure(
         found, skipped = candidates(op, case, first, backends, options, source)
         copies = _copies(cost, options.cold_mib or (beyond_caches_mib() if COLD in case.tags else 0))
         sets = [first, *(op.canonical(*case.make(device, dtype, seed)) for seed in range(1, copies))]
-        errors = _errors(op, first, found, skipped, options)
+        errors, took = _first_calls(op, first, found, skipped, options)
         found = [c for c in found if c.name not in skipped]
         calls = {c.name: [_call(c.run, args) for args in sets] for c in found}
         clock = clock_of(options.clock, device, torch.get_num_threads())
-        times = interleave(calls, device=device, rounds=options.rounds, budget_s=options.seconds, clock=clock)
+        times = interleave(
+            calls, device=device, rounds=options.rounds, budget_s=options.seconds, clock=clock, took=took
+        )
     bound, roof = roofline(cost, dtype, ceilings, copies)
     lossy = lossy_roof(cost, dtype, ceilings, copies)
     return {
@@ -179,13 +182,14 @@ def _copies(cost: Cost, cold_mib: int) -> int:
     return max(1, min(MAX_COPIES, math.ceil((cold_mib << 20) / max(1, cost.bytes))))
 
 
-def _errors(
+def _first_calls(
     op: Op, args: tuple[Any, ...], found: list[Candidate], skipped: dict[str, str], options: Options
-) -> dict[str, dict[str, Any]]:
-    """The error of each candidate; one that raises moves to `skipped`."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, float]]:
+    """The error of each candidate, and the seconds of its first call; one that raises moves to `skipped`."""
     oracle = Oracle(op, args) if options.check else None
-    errors = {}
+    errors, took = {}, {}
     for candidate in found:
+        start = time.perf_counter()
         try:
             out = candidate.run(*args)
         except Exception as error:  # a backend that accepted the call and fails is a finding, not the end
@@ -193,9 +197,10 @@ def _errors(
                 f"FAILED: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             )
             continue
+        took[candidate.name] = time.perf_counter() - start
         if oracle is not None:
             errors[candidate.name] = oracle.judge(out).to_dict()
-    return errors
+    return errors, took
 
 
 def roofline(cost: Cost, dtype: torch.dtype, ceilings: Ceilings, copies: int = 1) -> tuple[str, float]:

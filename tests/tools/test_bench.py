@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -61,6 +62,31 @@ def test_inputs_are_rotated():
     variants = [lambda i=i: seen.append(i) for i in range(3)]
     bench_clock.interleave({"x": variants}, device=CPU, rounds=3, budget_s=10)
     assert seen[-6:] in ([0, 1, 2, 0, 1, 2], [1, 2, 0, 1, 2, 0], [2, 0, 1, 2, 0, 1])
+
+
+def test_a_long_first_call_is_warm_up_enough():
+    calls: dict[str, int] = {"long": 0, "short": 0}
+
+    def run(name):
+        calls[name] += 1
+
+    variants = {name: [lambda name=name: run(name)] for name in calls}
+    took = {"long": 10.0, "short": 1e-9}
+    times = bench_clock.interleave(variants, device=CPU, rounds=4, budget_s=10, took=took)
+    assert calls["long"] == 4 == len(times["long"].samples) and calls["short"] > 4
+
+
+@pytest.mark.parametrize("seconds, rounds", [(3.0, 2), (0.6, 3), (0.2, 6)])
+def test_a_round_that_spends_the_budget_is_taken_twice(monkeypatch, seconds, rounds):
+    now = [0.0]
+
+    def run():
+        now[0] += seconds
+
+    monkeypatch.setattr(bench_clock, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    took, clock = {"x": 1.0}, lambda: now[0]
+    times = bench_clock.interleave({"x": [run]}, device=CPU, rounds=9, budget_s=1.0, clock=clock, took=took)
+    assert len(times["x"].samples) == rounds and times["x"].median == pytest.approx(seconds)
 
 
 def test_cpu_time_is_for_one_thread():
