@@ -31,7 +31,7 @@ from triton.runtime.jit import JITFunction
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT.parent))
 
-from triton_aot_cases import CASES, Launch  # noqa: E402  (beside this file)
+from triton_aot_cases import CASES  # noqa: E402  (beside this file)
 
 RESULTS = ROOT / "results" / "triton_aot"
 
@@ -44,6 +44,7 @@ class Target:
     arch: int | str
     warp: int
     family: str
+    only: str = ""  # part of the names of the cases that are compiled for it
 
 
 TARGETS = {
@@ -52,14 +53,21 @@ TARGETS = {
     "sm_90": Target("cuda", 90, 32, "sm90"),
     "sm_100": Target("cuda", 100, 32, "sm100"),
     "sm_120": Target("cuda", 120, 32, "sm120"),
+    "sm_103": Target(
+        "cuda", 103, 32, "sm100", "/packed."
+    ),  # the other chips with fp4 units: only what uses them
+    "sm_121": Target("cuda", 121, 32, "sm120", "/packed."),
     "gfx942": Target("hip", "gfx942", 64, "cdna"),
     "gfx950": Target("hip", "gfx950", 64, "cdna"),
     "gfx1100": Target("hip", "gfx1100", 32, "rdna"),
 }
 SHARED_LIMIT = {  # bytes a block may use: CUDA programming guide, table of compute capabilities; AMD: LDS of a CU
     "sm_80": 166912, "sm_89": 101376, "sm_90": 232448, "sm_100": 232448, "sm_120": 101376,
-    "gfx942": 65536, "gfx950": 163840, "gfx1100": 65536,
+    "sm_103": 232448, "sm_121": 101376, "gfx942": 65536, "gfx950": 163840, "gfx1100": 65536,
 }  # fmt: skip
+
+
+PACKED = "/packed."  # cases of configs_nvfp4.NATIVE
 
 
 class NoDevice(DriverBase):
@@ -91,7 +99,7 @@ class NoDevice(DriverBase):
         return name
 
 
-def compiled(launch: Launch, driver: NoDevice) -> list[Any]:
+def compiled(launch: Callable[[], Any], driver: NoDevice) -> list[Any]:
     """Every kernel that `launch` would start on the driver's target."""
     found: list[Any] = []
     run = JITFunction.run
@@ -141,21 +149,32 @@ def resources(kernel: Any) -> dict[str, int]:
     }  # fmt: skip
 
 
-def measure(name: str, only: str = "", subset: bool = False) -> Iterator[tuple[str, dict[str, int]]]:
+FP4_UNIT = re.compile(r"tcgen05\.mma\S*block_scale\S*|mma\.sync\S*block_scale\S*|v_mfma_scale_f32\w*")
+
+
+def fp4_unit(kernel: Any) -> str:
+    """The instruction that multiplies 4-bit operands with their scales, as the compiler wrote it; "" for none."""
+    found = sorted(set(FP4_UNIT.findall(kernel.asm.get("ptx") or kernel.asm.get("amdgcn", ""))))
+    return ", ".join(found)
+
+
+def measure(name: str, only: str = "", subset: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """(case/kernel, resources) for one target."""
     target = TARGETS[name]
     driver = NoDevice(target, list(TARGETS).index(name))
     for case in CASES:
-        if only not in case.name or (subset and not case.subset):
+        if only not in case.name or target.only not in case.name or (subset and not case.subset):
             continue
-        for index, (kernel_name, kernel) in enumerate(
-            compiled(lambda c=case: c.start(target.family), driver)
-        ):
+        where = name.replace("_", "") if case.by_arch else target.family
+        for index, (kernel_name, kernel) in enumerate(compiled(lambda c=case, w=where: c.start(w), driver)):
             suffix = "" if index == 0 else f"/{index}"
-            yield f"{case.name}/{kernel_name}{suffix}", resources(kernel)
+            used: dict[str, Any] = resources(kernel)
+            if PACKED in case.name:
+                used["fp4_unit"] = fp4_unit(kernel)
+            yield f"{case.name}/{kernel_name}{suffix}", used
 
 
-def problems(target: str, found: dict[str, dict[str, int]], budget: dict[str, dict[str, int]]) -> list[str]:
+def problems(target: str, found: dict[str, dict[str, Any]], budget: dict[str, dict[str, Any]]) -> list[str]:
     """What is wrong with these resources: spills, too much shared memory, or more than was committed."""
     wrong = []
     for name, used in found.items():
@@ -166,6 +185,8 @@ def problems(target: str, found: dict[str, dict[str, int]], budget: dict[str, di
             wrong.append(
                 f"{target} {name}: {used['shared']} bytes shared, the chip has {SHARED_LIMIT[target]}"
             )
+        if used.get("fp4_unit") == "":
+            wrong.append(f"{target} {name}: no fp4 instruction; take the row out of configs_nvfp4.NATIVE")
         known = budget.get(name)
         if known is None:
             wrong.append(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from triton_aot_case import Case
+from triton_aot_nvfp4 import NVFP4_CASES
 
 from sgl_kernels.kernels.triton import (
     activation,
@@ -20,17 +20,7 @@ from sgl_kernels.kernels.triton import (
     rope,
 )
 
-Launch = Callable[[], Any]
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A launch by name. `subset` cases are the ones a test compiles on every change."""
-
-    name: str
-    start: Callable[[str], Any]  # of the family of the target
-    subset: bool = False
 
 
 def _attention(
@@ -104,6 +94,11 @@ def _rms(family: str, width: int, dtype: torch.dtype = BF16) -> Any:
     return norm.rms_norm(x, w, 1e-6, 0.0, config=configs.norm(family, width))
 
 
+def _layer(family: str, width: int) -> Any:
+    x, w = torch.empty(64, width, dtype=BF16), torch.empty(width, dtype=BF16)
+    return norm.layer_norm(x, w, w, 1e-5, config=configs.norm(family, width))
+
+
 def _adaln(family: str, width: int) -> Any:
     x, p = torch.empty(1, 64, width, dtype=BF16), torch.empty(1, width)
     return norm.norm_scale_shift(x, p, p, None, None, 1e-6, "layer", config=configs.norm(family, width))
@@ -156,8 +151,12 @@ def _row_cases() -> list[Case]:
     return [
         *(Case(f"rms_norm/{w}", partial(_rms, width=w), subset=w == 3072) for w in widths),
         Case("rms_norm/3072.fp32", partial(_rms, width=3072, dtype=F32)),
+        Case("layer_norm/3072", partial(_layer, width=3072)),
         *(Case(f"norm_scale_shift/{w}", partial(_adaln, width=w), subset=w == 3072) for w in widths[1:]),
-        *(Case(f"residual_adaln/{w}", partial(_residual, width=w), subset=w == 3072) for w in widths[1:]),
+        *(
+            Case(f"residual_gate_norm_scale_shift/{w}", partial(_residual, width=w), subset=w == 3072)
+            for w in widths[1:]
+        ),
         Case("group_norm/small", partial(_group, shape=(1, 128, 8, 8))),
         Case("group_norm/large", partial(_group, shape=(1, 128, 256, 256)), subset=True),
         Case("group_norm/channels_last", partial(_group, shape=(1, 512, 64, 64), channels_last=True)),
@@ -171,10 +170,10 @@ def _row_cases() -> list[Case]:
         Case("scale_shift/3072", _scale_shift),
         Case("gate_residual/3072", _gate),
         *(
-            Case(f"activation/{a}", partial(_activation, which=a))
+            Case(f"{a.partition('.')[0]}/{a}", partial(_activation, which=a))
             for a in ("silu_mul", "gelu_tanh", "gelu_mul.erf")
         ),
     ]
 
 
-CASES: tuple[Case, ...] = (*_attention_cases(), *_row_cases())
+CASES: tuple[Case, ...] = (*_attention_cases(), *_row_cases(), *NVFP4_CASES)

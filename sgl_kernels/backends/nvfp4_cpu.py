@@ -109,6 +109,8 @@ def _rejects_linear(f: LinearFacts) -> Rejected | None:
             f"needs the weight in layout 'cpu_packed', it is {f.layout!r}",
             "nvfp4_linear packs once",
         )
+    if f.activation == "mxfp4":
+        return Rejected(Reason.FEATURE, "rounds activations to int8 or nvfp4, not to mxfp4")
     return None
 
 

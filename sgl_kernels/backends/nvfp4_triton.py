@@ -1,4 +1,4 @@
-"""NVFP4 and MXFP4 linear layers in Triton, for GPUs without fp4 instructions (and any others)."""
+"""NVFP4 and MXFP4 in Triton: linear layers for GPUs with and without fp4 instructions, quantisation in one pass."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ from sgl_kernels.backends.triton import FUSED, INTERPRETED, _chosen, _rejects_ol
 from sgl_kernels.core.device import Device
 from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.core.requires import FLOATS
+from sgl_kernels.core.verdict import Reason, Rejected
 from sgl_kernels.kernels.triton import configs_nvfp4
 from sgl_kernels.ops.nvfp4 import reference
-from sgl_kernels.ops.nvfp4.formats import NVFP4, ScaledTensor, parse_format
+from sgl_kernels.ops.nvfp4.formats import ScaledTensor, parse_format
 from sgl_kernels.ops.nvfp4.layouts import to_layout
 
+FOUR_BIT = ("nvfp4", "mxfp4")
 
-def _load(config: Any) -> Callable[..., Tensor]:
+
+def _load_linear(config: Any) -> Callable[..., Tensor]:
     from sgl_kernels.kernels.triton.nvfp4 import linear
+    from sgl_kernels.kernels.triton.nvfp4_quantize import dequantize, quantize
+    from sgl_kernels.kernels.triton.nvfp4_scaled import linear_scaled
 
-    tile = _chosen(config, configs_nvfp4.LinearConfig, configs_nvfp4.linear("interpreter", 1))
+    tile = _chosen(config, configs_nvfp4.LinearConfig, configs_nvfp4.INTERPRETER)
 
     def run(
         x: Tensor, weight: Tensor, weight_scale: Tensor, global_scale: Tensor | None, bias: Tensor | None,
@@ -30,44 +35,123 @@ def _load(config: Any) -> Callable[..., Tensor]:
         fmt = parse_format(format)
         n, k = out_features or weight.shape[0], x.shape[-1]
         w = to_layout(ScaledTensor(weight, weight_scale, global_scale, fmt, (n, k), layout), "linear")
-        flat = x.reshape(-1, k).contiguous()
+        data, scale = w.data.contiguous(), w.block_scale.contiguous()
         alpha = global_scale if global_scale is not None else torch.ones((), device=x.device)
-        alpha, rows = alpha.to(torch.float32).reshape(1), None
-        if activation == "int8":
+        alpha, rows, flat = alpha.to(torch.float32).reshape(1), None, x.reshape(-1, k)
+        if activation in FOUR_BIT:
+            group = parse_format(activation).block
+            codes, code_scale, total = quantize(flat, input_scale, group=group, config=_quantize_tile(x))
+            alpha = alpha * total
+            if tile.native and activation == format:
+                y = linear_scaled(
+                    codes, code_scale, data, scale, alpha, bias, x.dtype, group=group, config=tile
+                )
+                return y.reshape(*x.shape[:-1], n)
+            # MXFP4 has no global scale, so its values are as large as x and may round up beyond fp16
+            dtype = torch.float32 if activation == "mxfp4" and x.dtype is torch.float16 else x.dtype
+            flat = dequantize(codes, code_scale, None, dtype, group=group, config=_quantize_tile(x))
+        elif activation == "int8":
             q, rows = reference.int8_rows(flat)
             flat, rows = q.to(x.dtype), rows.reshape(-1)
-        elif activation == "nvfp4":
-            data, scale, total = reference.nvfp4_quantize(flat, input_scale, "nvfp4", False)
-            flat, alpha = reference.without_global(data, scale, NVFP4, x.dtype), alpha * total
-        y = linear(
-            flat.contiguous(), w.data.contiguous(), w.block_scale.contiguous(), alpha, rows, bias, group=fmt.block,
-            config=tile,
-        )  # fmt: skip
-        return y.reshape(*x.shape[:-1], n)
+        y = linear(flat.contiguous(), data, scale, alpha, rows, bias, group=fmt.block, config=tile)
+        return y.to(x.dtype).reshape(*x.shape[:-1], n)
 
     return run
 
 
+def _quantize_tile(x: Tensor) -> configs_nvfp4.QuantizeConfig:
+    """The tile of the activation's quantisation inside a linear layer."""
+    return configs_nvfp4.quantize("interpreter" if x.device.type == "cpu" else "gpu")
+
+
+def _load_quantize(config: Any) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    from sgl_kernels.kernels.triton.nvfp4_quantize import quantize
+
+    tile = _chosen(config, configs_nvfp4.QuantizeConfig, configs_nvfp4.quantize("interpreter"))
+
+    def run(
+        x: Tensor, global_scale: Tensor | None, format: str, stochastic: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        # stochastic is False here: _rejects_stochastic
+        fmt, (*lead, k) = parse_format(format), x.shape
+        data, scale, total = quantize(x, global_scale, group=fmt.block, config=tile)
+        scale = scale.view(fmt.scale_dtype).reshape(*lead, k // fmt.block)
+        return data.reshape(*lead, k // 2), scale, total.reshape(())
+
+    return run
+
+
+def _load_dequantize(config: Any) -> Callable[..., Tensor]:
+    from sgl_kernels.kernels.triton.nvfp4_quantize import dequantize
+
+    tile = _chosen(config, configs_nvfp4.QuantizeConfig, configs_nvfp4.quantize("interpreter"))
+
+    def run(
+        data: Tensor, block_scale: Tensor, global_scale: Tensor | None, format: str, dtype: str
+    ) -> Tensor:
+        fmt, (*lead, half) = parse_format(format), data.shape
+        flat = data.reshape(-1, half).contiguous()
+        scale = block_scale.to(fmt.scale_dtype).reshape(-1, block_scale.shape[-1]).contiguous()
+        y = dequantize(flat, scale, global_scale, getattr(torch, dtype), group=fmt.block, config=tile)
+        return y.reshape(*lead, 2 * half)
+
+    return run
+
+
+def _rejects_stochastic(facts: Any) -> Rejected | None:
+    if facts.stochastic:
+        return Rejected(
+            Reason.FEATURE, "rounds to nearest only; torch draws the numbers of stochastic rounding"
+        )
+    return None
+
+
 def _rank(facts: Any, device: Device) -> int:
-    """Above the floor, which writes the decoded weight to memory and reads it again."""
+    """Above the floor, which writes what it decodes to memory and reads it again."""
     return INTERPRETED if device.platform == "cpu" else FUSED
 
 
-def _configs(facts: Any, device: Device) -> tuple[configs_nvfp4.LinearConfig, ...]:
-    return (configs_nvfp4.linear(family(device), facts.m),)
+def _linear_rank(facts: Any, device: Device) -> int:
+    """Behind torch._scaled_mm (20) where it reads a swizzled weight as it is: ours would undo that in every call."""
+    if device.platform == "cuda" and facts.activation == facts.format and facts.layout == "swizzled_128x4":
+        return 10
+    return _rank(facts, device)
+
+
+def _linear_configs(facts: Any, device: Device) -> tuple[configs_nvfp4.LinearConfig, ...]:
+    """Packed operands where the chip multiplies them, then the decoded tile for a tuner to compare."""
+    group = parse_format(facts.format).block
+    # a decoded MXFP4 activation of an fp16 x is fp32 too: see run
+    wide = configs_nvfp4.is_wide(facts.dtype, 32 if facts.activation == "mxfp4" else group)
+    decoded = configs_nvfp4.linear(family(device), facts.m, wide)
+    if facts.activation != facts.format:
+        return (decoded,)
+    arch = device.arch if device.platform in ("cuda", "rocm") else family(device)
+    native = configs_nvfp4.native(arch, group, facts.m)
+    return (decoded,) if native is None else (native, decoded)
+
+
+def _quantize_configs(facts: Any, device: Device) -> tuple[configs_nvfp4.QuantizeConfig, ...]:
+    return (configs_nvfp4.quantize(family(device)),)
+
+
+def _implementation(
+    op: str, load: Any, rank: Any, make_configs: Any, doc: str, rejects: Any = None
+) -> Implementation:
+    return Implementation(
+        op=op, backend="triton", load=load, requires=_requires(FLOATS), rejects=rejects, rejects_on=_rejects_old_gpu,
+        rank=rank, configs=make_configs, launches_on_current_device=True, proof="interpreted, compiled", doc=doc,
+    )  # fmt: skip
 
 
 IMPLEMENTATIONS = (
-    Implementation(
-        op="nvfp4_linear",
-        backend="triton",
-        load=_load,
-        requires=_requires(FLOATS),
-        rejects_on=_rejects_old_gpu,
-        rank=_rank,
-        configs=_configs,
-        launches_on_current_device=True,
-        proof="interpreted",
-        doc="ours: weights decoded in registers, sm_80 and newer, CDNA, RDNA, Xe",
+    _implementation(
+        "nvfp4_linear", _load_linear, _linear_rank, _linear_configs,
+        "ours: packed operands on fp4 tensor cores, else weights decoded in registers",
     ),
-)
+    _implementation(
+        "nvfp4_quantize", _load_quantize, _rank, _quantize_configs, "ours: one pass, after one for the amax",
+        _rejects_stochastic,
+    ),
+    _implementation("nvfp4_dequantize", _load_dequantize, _rank, _quantize_configs, "ours: one pass"),
+)  # fmt: skip

@@ -11,11 +11,11 @@ import triton
 import triton.language as tl
 
 from .common import INTERPRETED, narrow
-from .configs_nvfp4 import LinearConfig
+from .configs_nvfp4 import LinearConfig, is_wide
 
 
 @triton.jit
-def _e2m1(code):
+def decode_e2m1(code):
     """Codes 0..15 (int32) as fp32: from 1.0 up, two exponent bits and one of mantissa; below, 0 and 0.5."""
     size = code & 7
     bits = (((size >> 1) + 126) << 23) | ((size & 1) << 22)
@@ -24,7 +24,7 @@ def _e2m1(code):
 
 
 @triton.jit
-def _scale(byte, E8M0: tl.constexpr):
+def decode_scale(byte, E8M0: tl.constexpr):
     """Bytes (int32) of e4m3 or e8m0 as fp32; the NaN of each stays NaN."""
     if E8M0:
         bits = tl.where(byte == 0, 0x00400000, byte << 23)
@@ -43,7 +43,7 @@ def _linear(
     x, data, scale, alpha, row_scale, bias, out,
     M, N, K, x_stride,
     GROUP: tl.constexpr, E8M0: tl.constexpr, HAS_ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, UPCAST: tl.constexpr,
-    WIDE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    WIDE: tl.constexpr, FP32_DOT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -55,17 +55,17 @@ def _linear(
         half = start // 2 + tl.arange(0, BLOCK_K // 2)
         inside = (n[:, None] < N) & (half[None, :] < K // 2)
         packed = tl.load(data + column[:, None] * (K // 2) + half[None, :], inside, 0).to(tl.int32)
-        values = tl.interleave(_e2m1(packed & 15), _e2m1(packed >> 4))
+        values = tl.interleave(decode_e2m1(packed & 15), decode_e2m1(packed >> 4))
         block = start // GROUP + tl.arange(0, BLOCK_K // GROUP)
         inside = (n[:, None] < N) & (block[None, :] < K // GROUP)
         bytes_ = tl.load(scale + column[:, None] * (K // GROUP) + block[None, :], inside, 0).to(tl.int32)
-        w = tl.reshape(values, (BLOCK_N, BLOCK_K // GROUP, GROUP)) * _scale(bytes_, E8M0)[:, :, None]
+        w = tl.reshape(values, (BLOCK_N, BLOCK_K // GROUP, GROUP)) * decode_scale(bytes_, E8M0)[:, :, None]
         w = tl.reshape(w, (BLOCK_N, BLOCK_K))
         if UPCAST or WIDE:
             a = a.to(tl.float32)
         else:
             w = w.to(a.dtype)  # exact: at most six significant bits, and no larger than 2688
-        total = tl.dot(a, tl.trans(w), total, input_precision="ieee")
+        total = tl.dot(a, tl.trans(w), total, input_precision=FP32_DOT)
     total = total * tl.load(alpha)
     if HAS_ROWS:
         total = total * tl.load(row_scale + m, m < M, 0.0)[:, None]
@@ -97,8 +97,7 @@ def linear(
         x, data, scale.view(torch.uint8), alpha, x if row_scale is None else row_scale, x if bias is None else bias,
         out, rows, columns, k, x.stride(0),
         GROUP=group, E8M0=e8m0, HAS_ROWS=row_scale is not None, HAS_BIAS=bias is not None, UPCAST=INTERPRETED,
-        # a power-of-two scale may leave fp16's range, and an infinity in x times a zero weight must stay NaN in fp32
-        WIDE=x.dtype is torch.float32 or (e8m0 and x.dtype is torch.float16),
+        WIDE=is_wide(x.dtype, group), FP32_DOT=config.fp32_dot,
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip

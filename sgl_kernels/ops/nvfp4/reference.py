@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .formats import E2M1_MAX, E4M3_MAX, NVFP4, ScaledFormat, ScaledTensor, parse_format
+from .formats import E2M1_MAX, E4M3_MAX, FORMATS, ScaledFormat, ScaledTensor, parse_format
 from .layouts import to_layout
 
 SIXTH = 1.0 / 6.0  # torch rounds it to fp32 where it meets an fp32 tensor
@@ -128,9 +128,9 @@ def quantised_activation(
     if activation == "int8":
         q, scale = int8_rows(x)
         return q.to(dtype) * scale.to(dtype)
-    if activation == "nvfp4":
-        data, block_scale, scale = nvfp4_quantize(x, input_scale, "nvfp4", False)
-        return without_global(data, block_scale, NVFP4, dtype) * scale.to(dtype)
+    if activation in FORMATS:
+        data, block_scale, scale = nvfp4_quantize(x, input_scale, activation, False)
+        return without_global(data, block_scale, FORMATS[activation], dtype) * scale.to(dtype)
     return x.to(dtype)
 
 

@@ -13,7 +13,7 @@ from sgl_kernels.ops import _validate as validate
 from sgl_kernels.ops.nvfp4 import cases, reference
 from sgl_kernels.ops.nvfp4.formats import FORMATS, LAYOUTS, ScaledFormat, ScaledTensor, parse_format
 
-ACTIVATIONS = ("bf16", "int8", "nvfp4")
+ACTIVATIONS = ("bf16", "int8", "nvfp4", "mxfp4")
 OUTPUTS = ("bfloat16", "float16", "float32", "float64")
 
 
