@@ -22,7 +22,7 @@ class NVFP4Linear(nn.Module):
         input_scale     fp32 scalar, decode direction: the calibrated scale of activation="nvfp4"; 0 = not calibrated
         bias            (N,) or absent
 
-    activation: "bf16" (x as it is), "int8" or "nvfp4", see sgl_kernels.nvfp4_linear.
+    activation: "bf16" (x as it is), "int8", "nvfp4" or "mxfp4", see sgl_kernels.nvfp4_linear.
 
     On a CPU the first forward repacks the weight in place: it is held once, in the layout the C++ kernel
     reads. state_dict() always gives the names and the linear layout above.
@@ -122,7 +122,7 @@ class NVFP4Linear(nn.Module):
     def prepare(self) -> None:
         """Repack the weight, in place, for the kernels of its device. forward does it when first called."""
         held = self.quantised_weight()
-        layout = preferred_layout(held)
+        layout = preferred_layout(held, self.activation)
         if layout != held.layout:
             self.set_weight(to_layout(held, layout))
 

@@ -7,8 +7,9 @@ import functools
 import torch
 from torch import Tensor
 
-from sgl_kernels.core.device import probe
+from sgl_kernels.core.device import Device, probe
 from sgl_kernels.core.dispatch import Key, bind, current
+from sgl_kernels.core.packages import installed_version
 from sgl_kernels.core.registry import registry
 from sgl_kernels.core.torch_op import define
 from sgl_kernels.core.verdict import Rejected
@@ -148,6 +149,7 @@ def nvfp4_linear(
                 "int8"   x is rounded to int8, one scale per row: W4A8
                 "nvfp4"  x is quantised like the weight: W4A4; input_scale (decode direction) is its calibrated
                          global scale, None takes it from the finite values of this call
+                "mxfp4"  x is rounded to MXFP4 (powers of two over 32 elements), meant for an MXFP4 weight
 
     Accumulation is fp32 or exact integer. A row of x with NaN or infinities gives a row that is not finite and
     leaves the others alone. The first call on a CPU makes a packed copy of a linear weight and keeps it in
@@ -159,7 +161,7 @@ def nvfp4_linear(
             f"nvfp4_linear: weight is {type(weight).__name__}, expected a ScaledTensor from nvfp4_quantize"
         )
     opaque = is_opaque(x)
-    w = _as_prepared(weight) if opaque else for_device(weight)
+    w = _as_prepared(weight) if opaque else for_device(weight, activation)
     run = _linear if opaque else _eager_linear
     return run(
         x, w.data, w.block_scale, w.global_scale, bias, activation, input_scale, w.format.name, w.layout, w.shape[0],
@@ -167,9 +169,9 @@ def nvfp4_linear(
     )  # fmt: skip
 
 
-def for_device(weight: ScaledTensor) -> ScaledTensor:
+def for_device(weight: ScaledTensor, activation: str = "bf16") -> ScaledTensor:
     """The weight in the layout that its device's own kernels read, converted once and remembered."""
-    layout = preferred_layout(weight)
+    layout = preferred_layout(weight, activation)
     if layout == weight.layout:
         return weight
     found = weight.prepared.get(layout)
@@ -185,21 +187,38 @@ def _as_prepared(weight: ScaledTensor) -> ScaledTensor:
     return weight
 
 
-def preferred_layout(weight: ScaledTensor) -> str:
+def preferred_layout(weight: ScaledTensor, activation: str = "bf16") -> str:
     """The layout that the kernels of the weight's device read; the present one where nothing is gained."""
-    if (
-        weight.layout != "linear"
-        or weight.format != NVFP4
-        or len(weight.shape) != 2
-        or not weight.data.numel()
-    ):
+    if weight.layout != "linear" or len(weight.shape) != 2 or not weight.data.numel():
         return weight.layout
+    if weight.format != NVFP4:
+        return _mxfp4_layout(weight, activation)
     if weight.device.type == "cpu":
         return _cpu_layout(weight)
     if weight.device.type == "cuda" and (probe(weight.device).capability or (0, 0)) >= (10, 0):
         wanted = current().settings.quantization.flashinfer_fp4_gemm_backend
         return "trtllm_shuffled" if wanted == "flashinfer_trtllm" else "swizzled_128x4"
     return weight.layout
+
+
+def _mxfp4_layout(weight: ScaledTensor, activation: str) -> str:
+    """ "aiter_shuffled" where AITER multiplies MXFP4 by MXFP4: gfx950 with amd-aiter, and sizes its tiles divide."""
+    n, k = weight.shape
+    if activation == "mxfp4" and weight.device.type == "cuda" and n % 128 == 0 and k % 256 == 0:
+        where = probe(weight.device)
+        if where.platform == "rocm" and _aiter_runs(where):
+            return "aiter_shuffled"
+    return weight.layout
+
+
+@functools.cache
+def _aiter_runs(where: Device) -> bool:
+    """Whether the backend is declared for this device, its package is here and it loads."""
+    for implementation in registry.implementations(NVFP4_LINEAR.name):
+        if implementation.backend == "aiter":
+            rejected = implementation.requires.rejects(torch.bfloat16, where, installed_version)
+            return rejected is None and not isinstance(registry.loaded(implementation, None), Rejected)
+    return False
 
 
 def _cpu_layout(weight: ScaledTensor) -> str:

@@ -105,10 +105,18 @@ def linear() -> tuple[Case, ...]:
             "nvfp4.swizzled.calibrated",
             _linear((2, 3), 64, 192, "nvfp4", False, "padded", 0.002, layout="swizzled_128x4"),
         ),
+        Case("nvfp4.swizzled.k256", _linear((7,), 64, 256, "nvfp4", True, layout="swizzled_128x4")),
         Case("nvfp4.shuffled", _linear((6,), 96, 128, "nvfp4", True, layout="trtllm_shuffled")),
         Case("bf16.swizzled_8x4", _linear((6,), 40, 80, layout="swizzled_8x4")),
         Case("mxfp4.bf16", _linear((6,), 48, 96, fmt="mxfp4", bias=True)),
         Case("mxfp4.int8", _linear((6,), 48, 96, "int8", fmt="mxfp4")),
+        Case("mxfp4.mxfp4", _linear((6,), 48, 96, "mxfp4", fmt="mxfp4", bias=True)),
+        Case("mxfp4.mxfp4.tails", _linear((2, 19), 70, 160, "mxfp4", fmt="mxfp4")),
+        Case(
+            "mxfp4.aiter", _linear((5,), 128, 256, "mxfp4", fmt="mxfp4", bias=True, layout="aiter_shuffled")
+        ),
+        Case("mxfp4.aiter.rows", _linear((2, 40), 256, 512, "mxfp4", fmt="mxfp4", layout="aiter_shuffled")),
+        Case("mxfp4.nvfp4", _linear((6,), 48, 96, "nvfp4", fmt="mxfp4")),
     ]
     bench = [
         Case(

@@ -11,7 +11,7 @@ from torch import Tensor
 E2M1_MAX = 6.0
 E4M3_MAX = 448.0
 
-LAYOUTS = ("linear", "swizzled_128x4", "swizzled_8x4", "trtllm_shuffled", "cpu_packed")
+LAYOUTS = ("linear", "swizzled_128x4", "swizzled_8x4", "trtllm_shuffled", "aiter_shuffled", "cpu_packed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ class ScaledTensor:
     shape         the logical shape (..., K)
     layout        "linear" | "swizzled_128x4" | "swizzled_8x4" (scales only are permuted)
                   | "trtllm_shuffled" (rows of data and scales permuted, scales then swizzled)
+                  | "aiter_shuffled" (MXFP4: tiles of 16 rows x 32 bytes, scales in tiles of 32 x 8)
                   | "cpu_packed" (one stream of 64-row panels, see layouts.py)
     """
 
@@ -125,6 +126,12 @@ class ScaledTensor:
         if layout == "trtllm_shuffled":
             padded = ceil_to(rows, 128)
             return (padded, k // 2), (padded, ceil_to(blocks, 4))
+        if layout == "aiter_shuffled":
+            if format.block != 32 or k % 64:
+                raise ValueError(
+                    f"layout 'aiter_shuffled' holds mxfp4 with K a multiple of 64; this is {format.name}, K {k}"
+                )
+            return (ceil_to(rows, 16), k // 2), (ceil_to(rows, 256), ceil_to(blocks, 8))
         tall = 128 if layout == "swizzled_128x4" else 8
         return (rows, k // 2), (ceil_to(rows, tall), ceil_to(blocks, 4))
 

@@ -6,6 +6,9 @@ swizzled_128x4   scales in tiles of 128 rows x 4 columns, rows and columns padde
 swizzled_8x4     tiles of 8 rows x 4 columns, each row-major: TensorRT-LLM's layout for few rows.
 trtllm_shuffled  rows of each block of 32 interleaved (row r goes to (r % 4) * 8 + r // 4), then scales 128x4;
                  rows padded to 128. The low-latency epilogue of TensorRT-LLM's GEMM wants its weights so.
+aiter_shuffled   MXFP4 for AITER: tiles of 16 rows x 32 bytes, a tile's two halves of 16 bytes one after the other for
+                 all its rows; scales padded to 256 rows x 8, in tiles of 32 x 8 whose order is (column % 4,
+                 row % 16, column // 4, row // 16): what gfx950's v_mfma_scale reads for a wave.
 cpu_packed       (N/64, K/16, 576) bytes: for each panel of 64 rows and block of 16 k, four groups of 16 rows x
                  two 64-byte vectors, then 64 scales. In a vector each 32-bit lane is one row; byte b holds
                  k = 8v + b in its low nibble and k = 8v + 4 + b in its high one, so one mask and one shift give
@@ -49,6 +52,11 @@ def _from_linear(x: ScaledTensor, layout: str) -> ScaledTensor:
         return replace(
             x, data=data, block_scale=_swizzle(scale, 128).view(x.block_scale.dtype), layout=layout
         )
+    if layout == "aiter_shuffled":
+        data = _pad(x.data, ceil_to(x.rows, 16), x.data.shape[1])
+        tiles = data.reshape(data.shape[0] // 16, 16, data.shape[1] // 32, 2, 16).permute(0, 2, 3, 1, 4)
+        scale = aiter_scales(x.block_scale)
+        return replace(x, data=tiles.reshape(data.shape), block_scale=scale, layout=layout)
     tall = 128 if layout == "swizzled_128x4" else 8
     scale = _swizzle(_bytes(x.block_scale), tall).view(x.block_scale.dtype)
     return replace(x, block_scale=scale, layout=layout)
@@ -64,6 +72,16 @@ def _to_linear(x: ScaledTensor) -> ScaledTensor:
         data = x.data[back][:rows].contiguous()
         scale = _unswizzle(_bytes(x.block_scale), 128)[back][:rows, :blocks].contiguous()
         return replace(x, data=data, block_scale=scale.view(x.block_scale.dtype), layout="linear")
+    if x.layout == "aiter_shuffled":
+        tiles = x.data.reshape(x.data.shape[0] // 16, x.data.shape[1] // 32, 2, 16, 16).permute(0, 3, 1, 2, 4)
+        data = tiles.reshape(x.data.shape)[:rows].contiguous()
+        padded = _bytes(x.block_scale)
+        tall, wide = padded.shape
+        scale = (
+            padded.reshape(tall // 32, wide // 8, 4, 16, 2, 2).permute(0, 5, 3, 1, 4, 2).reshape(tall, wide)
+        )
+        scale = scale[:rows, :blocks].contiguous().view(x.block_scale.dtype)
+        return replace(x, data=data, block_scale=scale, layout="linear")
     tall = 128 if x.layout == "swizzled_128x4" else 8
     scale = _unswizzle(_bytes(x.block_scale), tall)[:rows, :blocks].contiguous()
     return replace(x, block_scale=scale.view(x.block_scale.dtype), layout="linear")
@@ -79,6 +97,14 @@ def shuffled_rows(rows: int, device: torch.device) -> Tensor:
 def swizzle_scales(scale: Tensor, rows_per_tile: int = 128) -> Tensor:
     """Linear block scales (M, C) -> tiles of rows_per_tile x 4, padded with zeros, as (Mp, Cp)."""
     return _swizzle(_bytes(scale), rows_per_tile).view(scale.dtype)
+
+
+def aiter_scales(scale: Tensor) -> Tensor:
+    """Linear e8m0 scales (M, C) in AITER's tiles of 32 x 8, padded with zeros to (256, 8)."""
+    rows, columns = ceil_to(scale.shape[0], 256), ceil_to(scale.shape[1], 8)
+    padded = _pad(_bytes(scale), rows, columns)
+    tiles = padded.reshape(rows // 32, 2, 16, columns // 8, 2, 4).permute(0, 3, 5, 2, 4, 1)
+    return tiles.reshape(rows, columns).view(scale.dtype)
 
 
 def _bytes(t: Tensor) -> Tensor:

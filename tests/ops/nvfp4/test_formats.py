@@ -18,21 +18,24 @@ def same(a: ScaledTensor, b: ScaledTensor) -> bool:
     )
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+NVFP4_LAYOUTS = [name for name in LAYOUTS if name != "aiter_shuffled"]
+
+
+@pytest.mark.parametrize("layout", NVFP4_LAYOUTS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_layouts_round_trip(layout, shape, seed):
     x = nvfp4_quantize(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
     there = to_layout(x, layout)
     assert there.layout == layout and there.shape == shape
     assert same(to_layout(there, "linear"), x)
-    for other in LAYOUTS:
+    for other in NVFP4_LAYOUTS:
         assert same(to_layout(to_layout(there, other), "linear"), x)
     assert torch.equal(nvfp4_dequantize(there, torch.float32), nvfp4_dequantize(x, torch.float32))
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "cpu_packed"])
 def test_mxfp4_layouts_round_trip(layout):
-    x = nvfp4_quantize(torch.randn(70, 96), format="mxfp4")
+    x = nvfp4_quantize(torch.randn(70, 128), format="mxfp4")
     assert same(to_layout(to_layout(x, layout), "linear"), x)
 
 
