@@ -157,6 +157,8 @@ PLATFORM = (
     ),
 )
 
+FP4_KERNELS = ("cudnn", "cutlass", "trtllm", "cute_dsl", "cutedsl_low_latency", "b12x", "cake")
+
 QUANTIZATION = _section(
     "Quantization",
     _row(
@@ -165,8 +167,11 @@ QUANTIZATION = _section(
         "choice",
         None,
         "FlashInfer's matrix product for generic NVFP4",
-        choices=("auto", "flashinfer_cudnn", "flashinfer_cutlass", "flashinfer_trtllm"),
-        aliases=tuple((name, f"flashinfer_{name}") for name in ("cudnn", "cutlass", "trtllm")),
+        choices=("auto", *(f"flashinfer_{name}" for name in FP4_KERNELS)),
+        aliases=(
+            *((name, f"flashinfer_{name}") for name in FP4_KERNELS),
+            ("cute-dsl", "flashinfer_cute_dsl"),
+        ),
         default_text="by rank",
     ),
 )
