@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,29 @@ def test_sageattention_1_in_the_interpreter():
     for name, seen in found.items():
         assert seen["error"] < 0.05, (name, seen)
         assert seen["k_kept"], f"{name}: the caller's K was changed"
+
+
+WHEELS = sorted(Path(sys.prefix, "vendor").glob("amd_aiter-*.whl"))
+
+
+@pytest.mark.skipif(
+    not WHEELS or importlib.util.find_spec("triton") is None,
+    reason="make triton-vendors puts AITER's wheel where this test looks",
+)
+def test_aiters_triton_rms_norm_in_the_interpreter(tmp_path):
+    """AITER's order of weight, eps and rounding, as the adapter believes. Its wheel is unpacked, never installed."""
+    with zipfile.ZipFile(WHEELS[-1]) as wheel:
+        wheel.extractall(tmp_path, [n for n in wheel.namelist() if n.startswith("aiter/ops/triton/")])
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.backends.real_aiter", str(tmp_path)],
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert set(found) == {"5x96", "3x130"}
+    for name, seen in found.items():
+        assert seen["error"] < 5e-4 and seen["shape"], (name, seen)
