@@ -144,8 +144,6 @@ KERNEL_WORDS = {
     ("attention", "triton_int8"): ("attention", "int8"),
     ("attention_lse", "triton"): ("attention", "lse"),
     ("attention_varlen", "triton"): ("attention", "varlen"),
-    ("residual_gate_norm_scale_shift", "triton"): ("residual_adaln",),
-    ("layer_norm", "triton"): ("norm_scale_shift",),  # one kernel: a layer norm, and what follows it
 }
 """The words of a kernel's name in the budgets, where they are not the op's name."""
 
@@ -155,17 +153,21 @@ def compiled(folder: Path, source: Registry) -> list[Evidence]:
     targets = {
         path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))
     }
-    names = [set(re.split(r"[/.]", name)) for data in targets.values() for name in data["kernels"]]
+    names = [
+        (target, set(re.split(r"[/.]", name))) for target, data in targets.items() for name in data["kernels"]
+    ]
     version = ", ".join(sorted({f"triton {data['triton']}" for data in targets.values()}))
-    where = f"{folder.as_posix()}: {', '.join(targets)}"
     found = []
     for op in source.ops():
         for implementation in source.implementations(op):
             words = KERNEL_WORDS.get((op, implementation.backend), (op,))
             int8 = {"int8"}.difference(words)
-            cases = sum(name.issuperset(words) and not name & int8 for name in names)
-            if "compiled" in implementation.proof and cases:
-                found.append(Evidence(op, implementation.backend, "", version, "", "compiled", where, cases))
+            fits = [target for target, name in names if name.issuperset(words) and not name & int8]
+            where = f"{folder.as_posix()}: {', '.join(dict.fromkeys(fits))}"
+            if "compiled" in implementation.proof and fits:
+                found.append(
+                    Evidence(op, implementation.backend, "", version, "", "compiled", where, len(fits))
+                )
     return found
 
 

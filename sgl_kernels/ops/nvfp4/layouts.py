@@ -75,11 +75,9 @@ def _to_linear(x: ScaledTensor) -> ScaledTensor:
     if x.layout == "aiter_shuffled":
         tiles = x.data.reshape(x.data.shape[0] // 16, x.data.shape[1] // 32, 2, 16, 16).permute(0, 3, 1, 2, 4)
         data = tiles.reshape(x.data.shape)[:rows].contiguous()
-        padded = _bytes(x.block_scale)
-        tall, wide = padded.shape
-        scale = (
-            padded.reshape(tall // 32, wide // 8, 4, 16, 2, 2).permute(0, 5, 3, 1, 4, 2).reshape(tall, wide)
-        )
+        held = _bytes(x.block_scale)
+        tiles = held.reshape(held.shape[0] // 32, held.shape[1] // 8, 4, 16, 2, 2).permute(0, 5, 3, 1, 4, 2)
+        scale = tiles.reshape(held.shape)
         scale = scale[:rows, :blocks].contiguous().view(x.block_scale.dtype)
         return replace(x, data=data, block_scale=scale, layout="linear")
     tall = 128 if x.layout == "swizzled_128x4" else 8
