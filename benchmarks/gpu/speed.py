@@ -79,8 +79,9 @@ def _bench(task: Task) -> None:
 
 def _chosen(op: Op, case: Case, dtype: torch.dtype, task: Task) -> str:
     """What the default settings of a process choose for a case, with no preference and no tuning table."""
-    facts = op.facts(*op.canonical(*case.make(task.device, dtype, 0)))
-    return Dispatcher(Settings()).decide(op, None, facts, probe(task.device)).chosen
+    where = probe(task.device)
+    facts = op.facts(*op.place(op.canonical(*case.make(task.device, dtype, 0)), where))
+    return Dispatcher(Settings()).decide(op, None, facts, where).chosen
 
 
 def _save(

@@ -73,7 +73,10 @@ def explain(
         case=case or "",
     )
     arguments = q.arguments(definition, asked)
-    selection = _decide(name, arguments, device, backend, package or [])
+    where = _place(device)
+    if "layout" not in values:
+        arguments = definition.place(arguments, where)
+    selection = _decide(name, arguments, where, backend, package or [])
     if as_json:
         _common.emit_json(selection.to_dict())
     else:
@@ -83,15 +86,21 @@ def explain(
         raise typer.Exit(_common.FAILED)
 
 
-def _decide(
-    name: str, arguments: tuple[Any, ...], device: str | None, backend: str | None, packages: list[str]
-) -> Any:
+def _place(device: str | None) -> Any:
+    """The machine asked about: the one named, else the one the settings aim at."""
     from sgl_kernels.core.device import parse_device, probe, target_device
     from sgl_kernels.core.dispatch import current
+
+    if device is not None:
+        return parse_device(device)
+    return probe(target_device(current().settings.target_device))
+
+
+def _decide(
+    name: str, arguments: tuple[Any, ...], where: Any, backend: str | None, packages: list[str]
+) -> Any:
     from sgl_kernels.core.dispatch import explain as decide
 
-    aimed_at = current().settings.target_device
-    where = parse_device(device) if device is not None else probe(target_device(aimed_at))
     if backend is not None:
         _common.backend_names("--backend", backend)
     return decide(name, *arguments, device=where, backend=backend, version_of=_pretend(packages))

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from .device import Device
+
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -153,6 +155,9 @@ class Op:
     spelled: Callable[[tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]]] | None = (
         None  # (args, kwargs) as the front door takes them -> as the schema does, where the two differ
     )
+    placed: Callable[[tuple[Any, ...], Device], tuple[Any, ...]] | None = (
+        None  # (schema arguments of a case, device) -> the same as the front door hands them over on that device
+    )
     arguments: tuple[Argument, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -188,6 +193,10 @@ class Op:
         if absent:
             raise TypeError(f"{self.name}: missing argument {absent[0]!r}")
         return tuple(values.get(a.name, a.default) for a in self.arguments)
+
+    def place(self, args: tuple[Any, ...], device: Device) -> tuple[Any, ...]:
+        """Arguments of a workload as they come on `device`: a weight lies in the layout its kernels read."""
+        return args if self.placed is None else self.placed(args, device)
 
     def __repr__(self) -> str:
         return f"Op({self.name})"

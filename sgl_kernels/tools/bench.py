@@ -136,12 +136,16 @@ def measure(
     source: Registry = registry,
 ) -> dict[str, Any]:
     """One row of a result file: every candidate of one case, measured in turns."""
-    first = op.canonical(*case.make(device, dtype, 0))
+    where = probe(device)
+    first = op.place(op.canonical(*case.make(device, dtype, 0)), where)
     cost = op.cost(*first)
     with torch.inference_mode():
         found, skipped = candidates(op, case, first, backends, options, source)
         copies = _copies(cost, options.cold_mib or (beyond_caches_mib() if COLD in case.tags else 0))
-        sets = [first, *(op.canonical(*case.make(device, dtype, seed)) for seed in range(1, copies))]
+        sets = [
+            first,
+            *(op.place(op.canonical(*case.make(device, dtype, seed)), where) for seed in range(1, copies)),
+        ]
         errors, took = _first_calls(op, first, found, skipped, options)
         found = [c for c in found if c.name not in skipped]
         calls = {c.name: [_call(c.run, args) for args in sets] for c in found}

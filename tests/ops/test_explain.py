@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sgl_kernels
+from sgl_kernels.core.device import parse_device
 from sgl_kernels.core.registry import registry
 from sgl_kernels.ops.nvfp4.api import for_device
 from sgl_kernels.ops.nvfp4.formats import NVFP4
@@ -64,6 +65,22 @@ def test_every_argument_of_the_front_door_is_understood(name: str) -> None:
         assert op.spelled is not None, parameter.name
         _, kwargs = op.spelled((), {parameter.name: parameter.default})
         assert set(kwargs) <= schema, parameter.name
+
+
+@pytest.mark.parametrize(
+    ("device", "layout"),
+    [("cuda:sm100", "swizzled_128x4"), ("cuda:sm90", "linear"), ("xpu", "linear"), ("cpu", "cpu_packed")],
+)
+def test_a_workload_comes_to_a_device_in_its_own_layout(device: str, layout: str) -> None:
+    op = registry.op("nvfp4_linear")
+    case = next(c for c in op.cases() if c.name == "bf16.packed.tails")
+    args = op.canonical(*case.make(torch.device("cpu"), torch.float32))
+    placed = op.place(args, parse_device(device))
+    assert placed[8] == layout
+    torch.testing.assert_close(op.reference(*placed), op.reference(*args), rtol=0, atol=0)
+    meta = op.place(op.canonical(*case.fake(torch.float32)), parse_device(device))
+    op.check(*meta)
+    assert [t.shape for t in meta[1:3]] == [t.shape for t in placed[1:3]]
 
 
 def test_a_scaled_tensor_prints_in_a_line() -> None:

@@ -191,24 +191,24 @@ def preferred_layout(weight: ScaledTensor, activation: str = "bf16") -> str:
     """The layout that the kernels of the weight's device read; the present one where nothing is gained."""
     if weight.layout != "linear" or len(weight.shape) != 2 or not weight.data.numel():
         return weight.layout
-    if weight.format != NVFP4:
-        return _mxfp4_layout(weight, activation)
     if weight.device.type == "cpu":
-        return _cpu_layout(weight)
-    if weight.device.type == "cuda" and (probe(weight.device).capability or (0, 0)) >= (10, 0):
+        return _cpu_layout(weight) if weight.format == NVFP4 else weight.layout
+    return layout_on(probe(weight.device), weight.format, weight.shape, activation)
+
+
+def layout_on(where: Device, format: ScaledFormat, shape: tuple[int, ...], activation: str = "bf16") -> str:
+    """The layout that the kernels of an accelerator read a (N, K) weight in; "linear" where any does.
+
+    Blackwell's kernels want swizzled scales. AITER multiplies MXFP4 by MXFP4 on gfx950 where its tiles divide N and K.
+    """
+    if format != NVFP4:
+        n, k = shape
+        fits = activation == "mxfp4" and n % 128 == 0 and k % 256 == 0
+        return "aiter_shuffled" if fits and where.platform == "rocm" and _aiter_runs(where) else "linear"
+    if where.platform == "cuda" and (where.capability or (0, 0)) >= (10, 0):
         wanted = current().settings.quantization.flashinfer_fp4_gemm_backend
         return "trtllm_shuffled" if wanted == "flashinfer_trtllm" else "swizzled_128x4"
-    return weight.layout
-
-
-def _mxfp4_layout(weight: ScaledTensor, activation: str) -> str:
-    """ "aiter_shuffled" where AITER multiplies MXFP4 by MXFP4: gfx950 with amd-aiter, and sizes its tiles divide."""
-    n, k = weight.shape
-    if activation == "mxfp4" and weight.device.type == "cuda" and n % 128 == 0 and k % 256 == 0:
-        where = probe(weight.device)
-        if where.platform == "rocm" and _aiter_runs(where):
-            return "aiter_shuffled"
-    return weight.layout
+    return "linear"
 
 
 @functools.cache

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sgl_kernels.core.device import Device
 from sgl_kernels.core.op import Cost, Op
 from sgl_kernels.core.registry import registry
 from sgl_kernels.ops import _validate as validate
 from sgl_kernels.ops.nvfp4 import cases, reference
 from sgl_kernels.ops.nvfp4.formats import FORMATS, LAYOUTS, ScaledFormat, ScaledTensor, parse_format
+from sgl_kernels.ops.nvfp4.layouts import to_layout
 
 ACTIVATIONS = ("bf16", "int8", "nvfp4", "mxfp4")
 OUTPUTS = ("bfloat16", "float16", "float32", "float64")
@@ -207,6 +209,25 @@ def _spelled_linear(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tupl
     return (), {**named, **kwargs, **parts}
 
 
+def _placed_linear(args: tuple[Any, ...], device: Device) -> tuple[Any, ...]:
+    """Cases hold their weights as the CPU's kernels read them; other devices get theirs."""
+    from sgl_kernels.ops.nvfp4.api import layout_on
+
+    x, data, scale, global_scale, bias, activation, input_scale, name, layout, n = args
+    fmt, shape = parse_format(name), (n or data.shape[0], x.shape[-1])
+    wanted = layout_on(device, fmt, shape, activation)
+    if device.platform == "cpu" or layout == wanted:
+        return args
+    if x.is_meta:
+        sizes = ScaledTensor.storage_shapes(fmt, shape, wanted)
+        data, scale = (t.new_empty(size) for t, size in zip((data, scale), sizes, strict=True))
+    else:
+        linear = to_layout(ScaledTensor(data, scale, global_scale, fmt, shape, layout), "linear")
+        weight = to_layout(linear, wanted)
+        data, scale = weight.data, weight.block_scale
+    return x, data, scale, global_scale, bias, activation, input_scale, name, wanted, shape[0]
+
+
 def _fake_quantize(
     x: Tensor, global_scale: Tensor | None, format: str, stochastic: bool
 ) -> tuple[Tensor, ...]:
@@ -289,6 +310,7 @@ NVFP4_LINEAR = registry.define(
         cases=cases.linear,
         cost=cost_linear,
         spelled=_spelled_linear,
+        placed=_placed_linear,
         autocast=("x",),
         family="nvfp4",
         doc="x times a 4-bit weight, transposed, plus bias",
