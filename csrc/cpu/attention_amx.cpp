@@ -149,9 +149,10 @@ struct DotAmx : DotBf16 {
                      const ScoreRule& rule, bool ruled, int first, int last, Panel& panel, float* p) {
     first = first / kStep * kStep;
     F before[NV], decay[NV];
-    for (int j = 0; j < NV; ++j) before[j] = panel.sum[j];
+    begin_sums<NV>(panel, before);
     score<NV>(k, q, elements, rule, ruled, first, last, panel, p);
-    if (move_reference<NV>(panel, before, decay)) {
+    const bool moved = move_reference<NV>(panel, before, decay);
+    if (moved) {
       score<NV>(k, q, elements, rule, ruled, first, last, panel, p);
       for (int c = 0; c < channels; ++c) {
         for (int j = 0; j < NV; ++j) {
@@ -160,6 +161,7 @@ struct DotAmx : DotBf16 {
         }
       }
     }
+    join_sums<NV>(panel, before, moved ? decay : nullptr);
     const int unit0 = first / 2, units = round_up(last, kStep) / 2 - unit0;
     const float* weights = p + static_cast<size_t>(unit0) * NV * kLanes;
     for (int c = 0; c < channels; c += kStep) {

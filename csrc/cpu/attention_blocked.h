@@ -74,10 +74,24 @@ bool move_reference(Panel& panel, const F (&before)[NV], F (&decay)[NV]) {
     const F next = moves[j] ? panel.highest[j] : panel.reference[j];
     const F step = moves[j] ? panel.reference[j] - next : F{};
     decay[j] = before[j] == F{} ? F{} : exp2<5>(step);
-    panel.sum[j] = before[j] * decay[j];
+    panel.sum[j] = F{};
     panel.reference[j] = next;
   }
   return true;
+}
+
+// The weights of a block are summed by themselves, like its products, and then joined to what came `before`.
+template <int NV>
+SGL_INLINE void begin_sums(Panel& panel, F (&before)[NV]) {
+  for (int j = 0; j < NV; ++j) {
+    before[j] = panel.sum[j];
+    panel.sum[j] = F{};
+  }
+}
+
+template <int NV>
+SGL_INLINE void join_sums(Panel& panel, const F (&before)[NV], const F* decay) {
+  for (int j = 0; j < NV; ++j) panel.sum[j] += decay == nullptr ? before[j] : before[j] * decay[j];
 }
 
 template <class Dot, int NV>
@@ -85,10 +99,11 @@ void attend(const float* k, const float* q, int elements, const float* v, size_t
             const ScoreRule& rule, int first, int last, Panel& panel, float* p) {
   first = first / kKeyRows<NV> * kKeyRows<NV>;
   F before[NV], decay[NV];
-  for (int j = 0; j < NV; ++j) before[j] = panel.sum[j];
+  begin_sums<NV>(panel, before);
   score_block<Dot, NV>(k, q, elements, rule, first, last, panel, p);
   const bool moved = move_reference<NV>(panel, before, decay);
   if (moved) score_block<Dot, NV>(k, q, elements, rule, first, last, panel, p);
+  join_sums<NV>(panel, before, moved ? decay : nullptr);
   const int unit0 = first / Dot::kUnit;
   const int units = (last + Dot::kUnit - 1) / Dot::kUnit - unit0;
   const float* weights = p + static_cast<size_t>(unit0) * NV * kLanes;

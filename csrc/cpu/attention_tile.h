@@ -99,7 +99,7 @@ SGL_INLINE void start_panel(Panel& panel) {
 template <class Dot, int NV>
 SGL_INLINE void emit(const F (&t)[kKeyRows<NV>][NV], Panel& panel, float* p) {
   SGL_UNROLL for (int j = 0; j < NV; ++j) {
-    F sum = panel.sum[j];
+    F sum{};
     SGL_UNROLL for (int i = 0; i < kKeyRows<NV>; i += Dot::kUnit) {
       F weight;
       if constexpr (Dot::kUnit == 1) {
@@ -112,7 +112,7 @@ SGL_INLINE void emit(const F (&t)[kKeyRows<NV>][NV], Panel& panel, float* p) {
       }
       store(p + (static_cast<size_t>(i / Dot::kUnit) * NV + j) * kLanes, weight);
     }
-    panel.sum[j] = sum;
+    panel.sum[j] += sum;
   }
 }
 
@@ -207,21 +207,23 @@ __attribute__((noinline)) void score_tile_ruled(const float* k, size_t stride, c
   emit<Dot, NV>(tile, panel, p);
 }
 
-// O^T[channels][NV] = O^T * decay + V^T P^T; decay may be null (1).
+// O^T[channels][NV] = O^T * decay + V^T P^T; decay may be null (1). The products of a block are summed by themselves:
+// one chain over all 4096 keys had an error of 1.5e-6 in float32, where torch's block by block has 4.6e-7.
 template <class Dot, int GROUP, int GROUPS, int NV>
 __attribute__((noinline)) void value_tile(const float* v, size_t group_stride, const float* p, int depth, float* out,
                                           const F* decay) {
   constexpr int ROWS = GROUP * GROUPS;
   F acc[ROWS][NV];
   SGL_UNROLL for (int i = 0; i < ROWS; ++i) {
-    SGL_UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = load<F>(out + (i * NV + j) * kLanes);
-  }
-  if (decay != nullptr) {
-    SGL_UNROLL for (int i = 0; i < ROWS; ++i) SGL_UNROLL for (int j = 0; j < NV; ++j) acc[i][j] *= decay[j];
+    SGL_UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = F{};
   }
   multiply_packed<Dot, GROUP, GROUPS, NV>(v, group_stride, p, depth, acc);
   SGL_UNROLL for (int i = 0; i < ROWS; ++i) {
-    SGL_UNROLL for (int j = 0; j < NV; ++j) store(out + (i * NV + j) * kLanes, acc[i][j]);
+    SGL_UNROLL for (int j = 0; j < NV; ++j) {
+      float* o = out + (i * NV + j) * kLanes;
+      const F old = load<F>(o);
+      store(o, acc[i][j] + (decay == nullptr ? old : old * decay[j]));
+    }
   }
 }
 
