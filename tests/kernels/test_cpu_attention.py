@@ -47,6 +47,18 @@ def test_everything_at_once(dtype, sq, sk, causal, seed):
     check(Call(*tensors, mask, causal=causal, left=150, right=90, softcap=8.0))
 
 
+def test_the_error_does_not_grow_with_the_number_of_keys(seed):
+    """One chain of sums over all keys was off by 3.7 times torch's error at 4096 of them."""
+    torch.manual_seed(seed)
+    q, k, v = (t.transpose(1, 2) for t in qkv(1, 64, 4096, 4, 64))
+    exact = torch.nn.functional.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    theirs = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    ours = torch.ops.sgl_kernels_cpu.attention(
+        *(t.transpose(1, 2) for t in (q, k, v)), None, 0, 0.125, -1, -1, 0.0, False
+    )[0].transpose(1, 2)
+    assert (ours.double() - exact).norm() < 1.5 * (theirs.double() - exact).norm()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [1, 2, 7, 16, 24, 33, 40, 72, 80, 96, 127, 192, 256])
 def test_head_dims(dtype, head_dim, seed):
