@@ -202,7 +202,8 @@ SGL_INLINE V rounded(V v) {
 }
 
 // The nearest whole numbers, ties to even, of |v| <= 2^22: adding 1.5 * 2^23 leaves them in the low bits.
-SGL_INLINE I nearest(F v) { return (I)(v + splat(12582912.0f)) - 0x4B400000; }
+// Of a larger or non-finite v the answer is any number: unsigned, so that nothing overflows.
+SGL_INLINE I nearest(F v) { return (I)((U)(v + splat(12582912.0f)) - 0x4B400000u); }
 
 SGL_INLINE void store_low_bytes(int8_t* to, I v) {
 #if defined(__AVX2__)
