@@ -114,8 +114,10 @@ SGL_INLINE void statistics(const T* const (&x)[rows], int64_t dim, float eps, fl
 #pragma GCC unroll 4
   for (int r = 0; r < rows; ++r) {
     const float correction = total[r].first / count;
-    const float mean_square = norm == Norm::layer ? total[r].squares / count - correction * correction
-                                                  : total[r].squares / count;
+    float mean_square = total[r].squares / count;
+    if (norm == Norm::layer && mean_square < __builtin_inff()) {  // beyond, the difference would be inf - inf
+      mean_square -= correction * correction;
+    }
     out[r].centre = centre[r];
     out[r].inverse = 1.0f / square_root(mean_square + eps);
     out[r].offset = -correction * out[r].inverse;
