@@ -62,7 +62,8 @@ extern const Kernels kBaseline;
 extern const Kernels kAvx2, kAvx512, kAvx512Bf16, kAmx;
 #endif
 
-constexpr int32_t kMaxTaskRows = 512;    // a task's Q, O and state then fit a 2 MB L2 at head_dim 128
+constexpr int32_t kChunkRows = 512;      // rows at a time: their Q, O and state fit a 2 MB L2 at head_dim 128
+constexpr int32_t kMergeBelow = 32;      // fewer queries, and the query heads that share a key head share panels
 constexpr int32_t kMaxDecodeRows = 8;
 constexpr int64_t kFar = int64_t{1} << 29;  // sequence lengths are below this: q + kFar cannot overflow 32 bits
 

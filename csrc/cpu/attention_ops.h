@@ -37,8 +37,8 @@ constexpr size_t kPage = 4096;
 constexpr size_t to_pages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 Buffer allocate(size_t bytes);
 
-// Tasks of the blocked kernel, over all keys each.
-std::vector<Task> plan_blocked(const Problem& problem, int32_t panel, int32_t threads);
+// Tasks of at most kChunkRows rows of one query head, over all keys each.
+std::vector<Task> plan_chunks(const Problem& problem, int32_t panel, int32_t threads);
 
 // Runs body(task, worker) for every task index on at most `workers` of torch's threads.
 template <class Body>

@@ -53,7 +53,7 @@ Tensor sage_attention(const Tensor& q, const Tensor& k, const Tensor& v, const s
     const int32_t b = static_cast<int32_t>(head / p.kv_heads), h = static_cast<int32_t>(head % p.kv_heads);
     s.quantise(p, b, h, static_cast<int32_t>(t % sizes.blocks), of_head(head));
   });
-  const std::vector<Task> tasks = plan_blocked(p, s.panel, static_cast<int32_t>(threads));
+  const std::vector<Task> tasks = plan_chunks(p, s.panel, static_cast<int32_t>(threads));
   int32_t most = 0;
   for (const Task& t : tasks) most = std::max(most, t.row1 - t.row0);
   const size_t scratch_each = to_pages(s.scratch_bytes(p, most));

@@ -137,9 +137,9 @@ void run_sage(const Problem& p, const Task& task, char* memory, bool int8_values
   const Sequence s = sequence_of(p, task.batch);
   const int32_t head0 = task.kv_head * (p.heads / p.kv_heads);
   const RowWalk start(task.row0, s.sq);
-  Panel panels[kMaxTaskRows / kPanel];
+  Panel panels[kChunkRows / kPanel];
   start_panels(panels, l.panels, h.channels, start, task.row1 - task.row0, part(l.out));
-  F query_scales[kMaxTaskRows / kPanel][kMaxVectors];
+  F query_scales[kChunkRows / kPanel][kMaxVectors];
   int32_t first = p.sq, last = 0;
   for (int n = 0; n < l.panels; ++n) {
     quantise_queries<kType>(p, h, s.q + head0 * p.q.head, RowWalk(task.row0 + n * kPanel, s.sq), panels[n],

@@ -12,23 +12,22 @@ namespace {
 
 struct Plan {
   bool decode;
-  int32_t rows_per_task, splits;
+  int32_t heads_per_task, rows_per_task;  // whole query heads, or rows of one
+  int32_t splits;
   std::vector<Task> tasks;
 };
 
-// Fewer queries than this, and the query heads that share a key head go into one panel together.
-constexpr int32_t kMergeBelow = 32;
+int32_t ceil_div(int64_t a, int64_t b) { return static_cast<int32_t>((a + b - 1) / b); }
 
 void add_tasks(Plan& plan, const Problem& p, int32_t batch, int32_t kv_head, int32_t sq, int32_t sk) {
   const int32_t group = p.heads / p.kv_heads;
   const bool merge = plan.decode || sq < kMergeBelow;
-  const int32_t runs = merge ? 1 : group, run = merge ? group * sq : sq;
-  const int32_t per_split = plan.splits == 1 ? sk : ((sk + plan.splits - 1) / plan.splits + 63) / 64 * 64;
-  for (int32_t g = 0; g < runs; ++g) {
-    const int32_t chunks = (run + plan.rows_per_task - 1) / plan.rows_per_task;
+  const int32_t run = merge ? group * sq : plan.heads_per_task * sq;
+  const int32_t per_split = plan.splits == 1 ? sk : (ceil_div(sk, plan.splits) + 63) / 64 * 64;
+  for (int32_t start = 0; start < group * sq; start += run) {
+    const int32_t end = std::min(start + run, group * sq), chunks = ceil_div(end - start, plan.rows_per_task);
     for (int32_t c = chunks - 1; c >= 0; --c) {  // under a causal mask the last rows cost most: start with them
-      const int32_t row0 = g * run + c * plan.rows_per_task;
-      const int32_t row1 = std::min(row0 + plan.rows_per_task, (g + 1) * run);
+      const int32_t row0 = start + c * plan.rows_per_task, row1 = std::min(row0 + plan.rows_per_task, end);
       for (int32_t s = 0; s < plan.splits; ++s) {
         const int32_t key0 = std::min(sk, s * per_split);
         plan.tasks.push_back({batch, kv_head, row0, row1, key0, std::min(sk, key0 + per_split), s});
@@ -37,33 +36,63 @@ void add_tasks(Plan& plan, const Problem& p, int32_t batch, int32_t kv_head, int
   }
 }
 
-Plan plan_problem(const Problem& p, int32_t panel, int32_t threads, bool whole) {
+constexpr int32_t kUnlimited = 1 << 30;
+constexpr int32_t kFewRows = 256;  // a task of fewer rows spends a tenth of its time and more on packing K and V
+
+// Each task packs its K and V, so the fewer the better: one for each key head. But every thread should get several.
+void cut_rows(Plan& plan, const Problem& p, int32_t panel, int32_t threads) {
+  const int32_t group = p.heads / p.kv_heads;
+  const int64_t key_heads = int64_t{p.batch} * p.kv_heads;
+  plan.heads_per_task = group;
+  plan.rows_per_task = kUnlimited;
+  if (threads == 1) return;
+  const int64_t wanted = int64_t{8} * threads;
+  const bool merge = p.sq < kMergeBelow;
+  if (!merge) {
+    while (plan.heads_per_task > 1 && key_heads * ceil_div(group, plan.heads_per_task) < wanted) {
+      plan.heads_per_task = (plan.heads_per_task + 1) / 2;
+    }
+    if (plan.heads_per_task > 1) return;
+  }
+  const int64_t runs = key_heads * (merge ? 1 : group), run = int64_t{p.sq} * (merge ? group : 1);
+  const auto pieces = [&](int64_t tasks, int32_t least) {
+    const int32_t rows = ceil_div(run, std::max<int64_t>(1, ceil_div(tasks, runs)));
+    return std::max(least, (rows + panel - 1) / panel * panel);
+  };
+  if (runs >= wanted) return;
+  plan.rows_per_task = pieces(wanted, kFewRows);
+  if (runs * ceil_div(run, plan.rows_per_task) < 2 * threads) plan.rows_per_task = pieces(2 * threads, panel);
+}
+
+Plan plan_problem(const Problem& p, int32_t panel, int32_t threads) {
   Plan plan{};
   const int64_t heads = int64_t{p.batch} * p.kv_heads;
   const int32_t group = p.heads / p.kv_heads;
   plan.splits = 1;
-  plan.decode = !whole && int64_t{group} * p.sq <= kMaxDecodeRows;
-  plan.rows_per_task = plan.decode ? kMaxDecodeRows : kMaxTaskRows;
-  // Each task packs K and V for itself, which long tasks amortise; but every thread should get several.
-  auto tasks_at = [&](int32_t rows) {
-    const int64_t runs = p.sq < kMergeBelow ? 1 : group, run = int64_t{p.sq} * (group / runs);
-    return heads * runs * ((run + rows - 1) / rows);
-  };
-  while (!plan.decode && threads > 1 && plan.rows_per_task > panel && tasks_at(plan.rows_per_task) < 8 * threads) {
-    plan.rows_per_task /= 2;
+  plan.decode = int64_t{group} * p.sq <= kMaxDecodeRows;
+  if (plan.decode) {
+    plan.heads_per_task = group;
+    plan.rows_per_task = kMaxDecodeRows;
+  } else {
+    cut_rows(plan, p, panel, threads);
   }
-  const int64_t tasks = plan.decode ? heads : tasks_at(plan.rows_per_task);
+  const int32_t run = p.sq < kMergeBelow ? group * p.sq : plan.heads_per_task * p.sq;
+  const int64_t runs = p.sq < kMergeBelow ? 1 : ceil_div(group, plan.heads_per_task);
+  const int64_t tasks = plan.decode ? heads : heads * runs * ceil_div(run, plan.rows_per_task);
   const int64_t wanted = plan.decode ? 4 * threads : 2 * threads;
-  if (!whole && threads > 1 && p.cu_q == nullptr && tasks < wanted) {
+  if (threads > 1 && p.cu_q == nullptr && tasks < wanted) {
     const int64_t most = std::max<int64_t>(1, p.sk / (plan.decode ? 256 : 768));
-    plan.splits = static_cast<int32_t>(std::min(most, (wanted + tasks - 1) / tasks));
+    plan.splits = static_cast<int32_t>(std::min<int64_t>(most, ceil_div(wanted, tasks)));
   }
+  return plan;
+}
+
+void fill(Plan& plan, const Problem& p) {
   for (int32_t b = 0; b < p.batch; ++b) {
     const int32_t sq = p.cu_q == nullptr ? p.sq : static_cast<int32_t>(p.cu_q[b + 1] - p.cu_q[b]);
     const int32_t sk = p.cu_k == nullptr ? p.sk : static_cast<int32_t>(p.cu_k[b + 1] - p.cu_k[b]);
     for (int32_t h = 0; h < p.kv_heads && sq > 0; ++h) add_tasks(plan, p, b, h, sq, sk);
   }
-  return plan;
 }
 
 void run_tasks(const Problem& p, const Kernels& k, const Plan& plan, int32_t threads) {
@@ -88,8 +117,14 @@ Buffer allocate(size_t bytes) {
   return Buffer(p);
 }
 
-std::vector<Task> plan_blocked(const Problem& problem, int32_t panel, int32_t threads) {
-  return plan_problem(problem, panel, threads, true).tasks;
+std::vector<Task> plan_chunks(const Problem& p, int32_t panel, int32_t threads) {
+  Plan plan{};
+  cut_rows(plan, p, panel, threads);
+  plan.splits = 1;
+  plan.heads_per_task = 1;
+  plan.rows_per_task = std::min(plan.rows_per_task, kChunkRows);
+  fill(plan, p);
+  return plan.tasks;
 }
 
 const Kernels& kernels() {
@@ -113,7 +148,8 @@ const Kernels& kernels() {
 void run_problem(const Problem& problem) {
   const Kernels& k = kernels();
   const int32_t threads = static_cast<int32_t>(torch::stable::get_num_threads());
-  const Plan plan = plan_problem(problem, k.panel, threads, false);
+  Plan plan = plan_problem(problem, k.panel, threads);
+  fill(plan, problem);
   if (plan.tasks.empty()) return;
   if (plan.splits == 1) return run_tasks(problem, k, plan, threads);
 

@@ -192,6 +192,9 @@ SGL_INLINE F from_f16(H h) {
 }
 
 SGL_INLINE H to_bf16(F x) {
+#if defined(__AVX512BF16__)
+  return reinterpret_cast<H>(_mm512_cvtneps_pbh(x));  // below 2^-126 it gives 0, as vdpbf16ps reads such numbers
+#endif
   const U u = reinterpret_cast<U>(x);
   const U rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
   const U nan = (u >> 16) | 0x40;
