@@ -14,19 +14,23 @@ struct DotBf16 : RegisterTiles {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
   }
 
-  // Lane i: bf16(a[i]) in the low half, bf16(b[i]) in the high half.
-  static SGL_INLINE F pair(F a, F b) {
-    typedef int16_t S __attribute__((vector_size(64)));
-    const S order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                     8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a));
-    return reinterpret_cast<F>(_mm512_permutexvar_epi16(reinterpret_cast<__m512i>(order), both));
-  }
+  static SGL_INLINE F pair(F a, F b) { return bf16_pairs(a, b); }
 
   // The first n channels of a row as pairs; an odd last channel is paired with 0.
   static SGL_INLINE F load_pairs(const char* p, int n) {
     const __mmask32 m = static_cast<__mmask32>((1ull << n) - 1);
     return reinterpret_cast<F>(_mm512_maskz_loadu_epi16(m, p));
+  }
+
+  // Channels c .. c+32 of two rows of V as pairs along the keys.
+  static SGL_INLINE void interleave_two(const char* first, const char* second, int c, float* to) {
+    typedef int16_t S __attribute__((vector_size(64)));
+    const S low = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                   8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+    const __m512i a = load<__m512i>(first + static_cast<size_t>(c) * 2);
+    const __m512i b = load<__m512i>(second + static_cast<size_t>(c) * 2);
+    store(to, _mm512_permutex2var_epi16(a, reinterpret_cast<__m512i>(low), b));
+    store(to + kLanes, _mm512_permutex2var_epi16(a, reinterpret_cast<__m512i>(low + 16), b));
   }
 
   // Channels c .. c+16 of two rows of V as pairs along the keys; second may be null.

@@ -104,10 +104,12 @@ void attend(const float* k, const float* q, int elements, const float* v, size_t
   const bool moved = move_reference<NV>(panel, before, decay);
   if (moved) score_block<Dot, NV>(k, q, elements, rule, first, last, panel, p);
   join_sums<NV>(panel, before, moved ? decay : nullptr);
+  const Earlier earlier = panel.begun ? moved ? Earlier::decayed : Earlier::kept : Earlier::none;
+  panel.begun = true;
   const int unit0 = first / Dot::kUnit;
   const int units = (last + Dot::kUnit - 1) / Dot::kUnit - unit0;
   const float* weights = p + static_cast<size_t>(unit0) * NV * kLanes;
-  accumulate_values<Dot, NV>(v, block_units, unit0, units, weights, panel.out, channels, moved ? decay : nullptr);
+  accumulate_values<Dot, NV>(v, block_units, unit0, units, weights, panel.out, channels, earlier, decay);
 }
 
 // Packed K and V of a task that has several chunks of rows stay for the next chunk, up to this many bytes. Packing them
@@ -168,9 +170,16 @@ static inline void start_panels(Panel* panels, int32_t count, int32_t channels, 
     panel.vectors = (panel.rows + kLanes - 1) / kLanes;
     panel.out = out + static_cast<size_t>(n) * channels * kPanel;
     panel.fresh = true;
+    panel.begun = false;
     panel.first = panel.last = walk.query;
+    for (int j = 0; j < kMaxVectors; ++j) panel.reference[j] = panel.sum[j] = F{};
+    if (walk.query + panel.rows <= walk.sq) {  // of one head
+      for (int j = 0; j < kMaxVectors; ++j) panel.position[j] = lane_index() + (walk.query + j * kLanes);
+      panel.last += panel.rows - 1;
+      walk.skip(panel.rows);
+      continue;
+    }
     for (int j = 0; j < kMaxVectors; ++j) {
-      panel.reference[j] = panel.sum[j] = F{};
       panel.position[j] = I{};
       for (int i = 0; i < kLanes && j * kLanes + i < panel.rows; ++i, walk.next()) {
         panel.position[j][i] = walk.query;
@@ -178,7 +187,14 @@ static inline void start_panels(Panel* panels, int32_t count, int32_t channels, 
         panel.last = max_int(panel.last, walk.query);
       }
     }
-    __builtin_memset(panel.out, 0, static_cast<size_t>(channels) * panel.vectors * kLanes * 4);
+  }
+}
+
+// For kernels that only ever add to the products.
+static inline void clear_products(Panel* panels, int32_t count, int32_t channels) {
+  for (int n = 0; n < count; ++n) {
+    __builtin_memset(panels[n].out, 0, static_cast<size_t>(channels) * panels[n].vectors * kLanes * 4);
+    panels[n].begun = true;
   }
 }
 
@@ -221,6 +237,9 @@ struct Packed {
         v(s.v + task.kv_head * p.v.head + task.key0 * p.v.seq), scratch(memory),
         held(reinterpret_cast<int32_t*>(memory + l.held)) {
     for (int32_t i = 0; i < l.slots; ++i) held[i] = 0;
+    const int32_t keys = min_int(task.key1, s.sk) - task.key0;
+    fetch_first_rows(k, p.k.seq, keys, static_cast<size_t>(p.d) * type_size(kType));
+    fetch_first_rows(v, p.v.seq, keys, static_cast<size_t>(p.dv) * type_size(kType));
   }
 
   // The slot of a block; blocks beyond the last slot take turns in it. count: keys of the block that any row sees.
@@ -261,6 +280,7 @@ void run_chunk(const Problem& p, const Task& task, const Sequence& s, const Layo
   const uint32_t sign = Dot::kUnit == 1 ? 0x80000000u : 0x80008000u;
   Panel panels[kChunkRows / kPanel];
   start_panels(panels, count, l.channels, RowWalk(task.row0, s.sq), rows, part(l.out));
+  if constexpr (Dot::kMatrixUnit) clear_products(panels, count, l.channels);
   int32_t first = p.sq, last = 0;
   for (int n = 0; n < count; ++n) {
     const RowWalk walk(task.row0 + n * kPanel, s.sq);

@@ -14,16 +14,25 @@ static inline int32_t max_int(int32_t a, int32_t b) { return a > b ? a : b; }
 
 // Rows of another head lie between one's own, often a page apart, where no hardware prefetcher follows: waiting for each
 // row of V took 6 % of a bf16 task of 1024 x 1024 x 64.
-constexpr int kRowsAhead = 16;
+constexpr int kRowsAhead = 32;
 template <int kWrite = 0>
 SGL_INLINE void fetch_row(const char* row, size_t bytes) {
   for (size_t at = 0; at < bytes; at += 64) __builtin_prefetch(row + at, kWrite);
+}
+
+// The rows before those that packing fetches by itself.
+SGL_INLINE void fetch_first_rows(const char* rows, int64_t stride, int count, size_t bytes) {
+  for (int r = 0; r < kRowsAhead && r < count; ++r) fetch_row(rows + r * stride, bytes);
 }
 
 // Walks the query rows of a task: row = group_head * sq + query.
 struct RowWalk {
   int32_t group_head, query, sq;
   RowWalk(int32_t row, int32_t length) : group_head(row / length), query(row % length), sq(length) {}
+  void skip(int32_t rows) {  // within the head
+    query += rows - 1;
+    next();
+  }
   void next() {
     if (++query == sq) {
       query = 0;
@@ -131,7 +140,12 @@ void pack_values(const char* from, int64_t stride, int keys, int dv, int channel
           store(line + c, load_elements<Dot, kType>(row, c, dv));
         } else {
           const char* second = u * 2 + 1 < keys ? row + stride : nullptr;
-          store(line + c, Dot::interleave(row, second, c, dv));
+          if (second != nullptr && dv - c >= 2 * kLanes) {
+            Dot::interleave_two(row, second, c, line + c);
+            c += kLanes;
+          } else {
+            store(line + c, Dot::interleave(row, second, c, dv));
+          }
         }
       }
     }
@@ -242,17 +256,28 @@ static inline void store_panel(const Problem& p, char* heads, float* lse, RowWal
       }
     }
     const F inverse = 1.0f / sum;
-    for (int c = 0; c < p.dv; c += kLanes) {
-      F block[kLanes];
-      const int n = min_int(kLanes, p.dv - c);
-      for (int i = 0; i < kLanes; ++i) {
-        if (i < n) {
-          const F o = load<F>(panel.out + (static_cast<size_t>(c + i) * nv + j) * kLanes);
-          block[i] = sum == F{} ? F{} : o * inverse;
-        } else {
-          block[i] = F{};
+    const auto result = [&](int channel) __attribute__((always_inline)) {
+      const F o = load<F>(panel.out + (static_cast<size_t>(channel) * nv + j) * kLanes);
+      return sum == F{} ? F{} : o * inverse;
+    };
+    int c = 0;
+#if defined(__AVX512BF16__)
+    if (rows == kLanes && p.out_type == Type::bf16) {  // pairs of channels: one transpose for twice as many
+      for (; c + 2 * kLanes <= p.dv; c += 2 * kLanes) {
+        F block[kLanes];
+        SGL_UNROLL for (int i = 0; i < kLanes; ++i) block[i] = bf16_pairs(result(c + 2 * i), result(c + 2 * i + 1));
+        transpose(block);
+        SGL_UNROLL for (int i = 0; i < kLanes; ++i) {
+          __builtin_prefetch(row[i] + kLanes * p.out.seq + static_cast<size_t>(c) * 2, 1);
+          store(row[i] + static_cast<size_t>(c) * 2, block[i]);
         }
       }
+    }
+#endif
+    for (; c < p.dv; c += kLanes) {
+      F block[kLanes];
+      const int n = min_int(kLanes, p.dv - c);
+      for (int i = 0; i < kLanes; ++i) block[i] = i < n ? result(c + i) : F{};
       transpose(block);
       const size_t offset = static_cast<size_t>(c) * type_size(p.out_type);
       for (int i = 0; i < rows; ++i) __builtin_prefetch(row[i] + kLanes * p.out.seq + offset, 1);

@@ -121,7 +121,7 @@ void attend_floats(const float* values, size_t block, int first, int last, float
     }
   }
   accumulate_values<DotF32, NV>(values, block, first, last - first, scores + static_cast<size_t>(first) * NV * kLanes,
-                                panel.out, channels, nullptr);
+                                panel.out, channels, Earlier::kept, nullptr);
 }
 
 template <Type kType>
@@ -139,6 +139,7 @@ void run_sage(const Problem& p, const Task& task, char* memory, bool int8_values
   const RowWalk start(task.row0, s.sq);
   Panel panels[kChunkRows / kPanel];
   start_panels(panels, l.panels, h.channels, start, task.row1 - task.row0, part(l.out));
+  clear_products(panels, l.panels, h.channels);
   F query_scales[kChunkRows / kPanel][kMaxVectors];
   int32_t first = p.sq, last = 0;
   for (int n = 0; n < l.panels; ++n) {

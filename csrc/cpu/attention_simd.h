@@ -201,6 +201,17 @@ SGL_INLINE H to_bf16(F x) {
   return __builtin_convertvector(x == x ? rounded : nan, H);
 }
 
+#if defined(__AVX512BF16__)
+// Lane i: bf16(a[i]) in the low half, bf16(b[i]) in the high half.
+SGL_INLINE F bf16_pairs(F a, F b) {
+  typedef int16_t S __attribute__((vector_size(64)));
+  const S order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                   8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i both = reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a));
+  return reinterpret_cast<F>(_mm512_permutexvar_epi16(reinterpret_cast<__m512i>(order), both));
+}
+#endif
+
 SGL_INLINE H to_f16(F x) {
 #if defined(__AVX512F__)
   return reinterpret_cast<H>(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));

@@ -44,6 +44,7 @@ struct Panel {
   I position[kMaxVectors];   // query index of each lane
   float* out;                // O^T [dv padded to even][NV][lanes]
   bool fresh;                // no reference yet
+  bool begun;                // out holds products of earlier blocks
   int32_t first, last;       // lowest and highest query index
   int32_t rows, vectors;
 };
@@ -207,11 +208,14 @@ __attribute__((noinline)) void score_tile_ruled(const float* k, size_t stride, c
   emit<Dot, NV>(tile, panel, p);
 }
 
-// O^T[channels][NV] = O^T * decay + V^T P^T; decay may be null (1). The products of a block are summed by themselves:
-// one chain over all 4096 keys had an error of 1.5e-6 in float32, where torch's block by block has 4.6e-7.
+// What becomes of the products of earlier blocks: there are none (and out is not set), they stay, they are multiplied.
+enum class Earlier { none, kept, decayed };
+
+// O^T[channels][NV] = O^T * decay + V^T P^T. The products of a block are summed by themselves: one chain over all 4096
+// keys had an error of 1.5e-6 in float32, where torch's block by block has 4.6e-7.
 template <class Dot, int GROUP, int GROUPS, int NV>
 __attribute__((noinline)) void value_tile(const float* v, size_t group_stride, const float* p, int depth, float* out,
-                                          const F* decay) {
+                                          Earlier earlier, const F* decay) {
   constexpr int ROWS = GROUP * GROUPS;
   F acc[ROWS][NV];
   SGL_UNROLL for (int i = 0; i < ROWS; ++i) {
@@ -221,8 +225,12 @@ __attribute__((noinline)) void value_tile(const float* v, size_t group_stride, c
   SGL_UNROLL for (int i = 0; i < ROWS; ++i) {
     SGL_UNROLL for (int j = 0; j < NV; ++j) {
       float* o = out + (i * NV + j) * kLanes;
-      const F old = load<F>(o);
-      store(o, acc[i][j] + (decay == nullptr ? old : old * decay[j]));
+      if (earlier == Earlier::none) {
+        store(o, acc[i][j]);
+      } else {
+        const F old = load<F>(o);
+        store(o, acc[i][j] + (earlier == Earlier::kept ? old : old * decay[j]));
+      }
     }
   }
 }
@@ -232,7 +240,7 @@ SGL_INLINE int channel_group(int rest) { return rest >= kChannelRows && rest != 
 
 template <class Dot, int NV>
 void accumulate_values(const float* v, size_t block_units, int unit0, int units, const float* p, float* out,
-                       int channels, const F* decay) {
+                       int channels, Earlier earlier, const F* decay) {
   // With one or two vectors, two groups together keep enough chains in flight (16 registers hold one).
   constexpr bool kPairs = kManyRegisters ? NV <= 2 : NV == 1;
   for (int c = 0; c < channels;) {
@@ -240,16 +248,16 @@ void accumulate_values(const float* v, size_t block_units, int unit0, int units,
     const float* vc = v + static_cast<size_t>(c) * block_units + static_cast<size_t>(unit0) * group;
     float* oc = out + static_cast<size_t>(c) * NV * kLanes;
     if (kPairs && group == 6 && channel_group(channels - c - 6) == 6 && channels - c >= 12) {
-      value_tile<Dot, 6, 2, NV>(vc, 6 * block_units, p, units, oc, decay);
+      value_tile<Dot, 6, 2, NV>(vc, 6 * block_units, p, units, oc, earlier, decay);
       c += 12;
       continue;
     }
     if (group == 6) {
-      value_tile<Dot, 6, 1, NV>(vc, 0, p, units, oc, decay);
+      value_tile<Dot, 6, 1, NV>(vc, 0, p, units, oc, earlier, decay);
     } else if (group == 4) {
-      value_tile<Dot, 4, 1, NV>(vc, 0, p, units, oc, decay);
+      value_tile<Dot, 4, 1, NV>(vc, 0, p, units, oc, earlier, decay);
     } else {
-      value_tile<Dot, 2, 1, NV>(vc, 0, p, units, oc, decay);
+      value_tile<Dot, 2, 1, NV>(vc, 0, p, units, oc, earlier, decay);
     }
     c += group;
   }

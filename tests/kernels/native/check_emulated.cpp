@@ -137,6 +137,12 @@ void order() {
   auto at = [&]<class T>(T, int i) { return lane<T>(b, lane<T>(a, i) % (64 / sizeof(T))); };
   CHECK(uint8_t, "permutexvar_epi8", _mm512_permutexvar_epi8(a, b), at(uint8_t{}, i));
   CHECK(uint16_t, "permutexvar_epi16", _mm512_permutexvar_epi16(a, b), at(uint16_t{}, i));
+  const __m512i other = any_bits<__m512i>();
+  auto either = [&](int i) {
+    const int from = lane<uint16_t>(a, i) & 63;
+    return lane<uint16_t>(from < 32 ? b : other, from & 31);
+  };
+  CHECK(uint16_t, "permutex2var_epi16", _mm512_permutex2var_epi16(b, a, other), either(i));
   CHECK(uint32_t, "permutexvar_epi32", _mm512_permutexvar_epi32(a, b), at(uint32_t{}, i));
   CHECK(uint32_t, "permutexvar_ps", _mm512_permutexvar_ps(a, fb), at(uint32_t{}, i));
   CHECK(uint16_t, "maskz_permutexvar_epi16", _mm512_maskz_permutexvar_epi16(k, a, b),

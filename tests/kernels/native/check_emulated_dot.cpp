@@ -40,6 +40,7 @@ void dots() {
   const __m512 a = any_floats(), b = any_floats(), sum = any_floats();
   CHECK(uint16_t, "cvtne2ps_pbh", _mm512_cvtne2ps_pbh(a, b),
         i < 16 ? nearest_bf16(lane<float>(b, i)) : nearest_bf16(lane<float>(a, i - 16)));
+  CHECK(uint16_t, "cvtneps_pbh", _mm512_cvtneps_pbh(a), nearest_bf16(lane<float>(a, i)));
   uint16_t x[32], y[32];
   for (int i = 0; i < 32; ++i) {
     x[i] = any_bf16();

@@ -78,3 +78,7 @@ SGL_EMULATED __m512bh _mm512_cvtne2ps_pbh(__m512 a, __m512 b) {
   return emulated::by_lanes<uint16_t, __m512bh>(
       [&](unsigned i) { return emulated::to_bf16(i < 16 ? low.at[i] : high.at[i - 16]); });
 }
+SGL_EMULATED __m256bh _mm512_cvtneps_pbh(__m512 a) {
+  const auto x = emulated::lanes_of<uint32_t>(a);
+  return emulated::by_lanes<uint16_t, __m256bh>([&](unsigned i) { return emulated::to_bf16(x.at[i]); });
+}

@@ -64,6 +64,12 @@ SGL_EMULATED __m512i _mm512_permutexvar_epi8(__m512i order, __m512i a) {
 SGL_EMULATED __m512i _mm512_permutexvar_epi16(__m512i order, __m512i a) {
   return emulated::permuted<uint16_t>(order, a);
 }
+SGL_EMULATED __m512i _mm512_permutex2var_epi16(__m512i a, __m512i order, __m512i b) {  // lanes of a, then of b
+  const auto x = emulated::lanes_of<uint16_t>(a), y = emulated::lanes_of<uint16_t>(b);
+  const auto at = emulated::lanes_of<uint16_t>(order);
+  return emulated::by_lanes<uint16_t, __m512i>(
+      [&](unsigned i) { return (at.at[i] & 32) != 0 ? y.at[at.at[i] & 31] : x.at[at.at[i] & 31]; });
+}
 SGL_EMULATED __m512i _mm512_permutexvar_epi32(__m512i order, __m512i a) {
   return emulated::permuted<uint32_t>(order, a);
 }
