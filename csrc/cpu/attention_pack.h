@@ -215,6 +215,7 @@ static inline MaskBlock pack_mask(const MaskView& mask, const char* heads, RowWa
       F block[kLanes];
       const int n = min_int(kLanes, keys - k);
       if (contiguous && n == kLanes) {
+        for (int i = 0; i < kLanes; ++i) __builtin_prefetch(row[i] + k * mask.key + kLanes * mask.query);
         SGL_UNROLL for (int i = 0; i < kLanes; ++i) block[i] = mask_vector(row[i] + k * mask.key, mask.type);
       } else {
         for (int i = 0; i < kLanes; ++i) {
