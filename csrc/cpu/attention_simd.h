@@ -4,15 +4,8 @@
 #pragma once
 
 #include <stdint.h>
-#if defined(__x86_64__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"  // gcc 12's own _mm512_undefined_ps
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-#endif
-
 #include "attention_args.h"
+#include "transpose.h"
 
 #define SGL_INLINE inline __attribute__((always_inline))
 #define SGL_UNROLL _Pragma("GCC unroll 32")
@@ -269,64 +262,6 @@ SGL_INLINE void store_from_float(char* p, F x, Type type, int n) {
     if (n == kLanes) return store(p, h);
     __builtin_memcpy(p, &h, static_cast<size_t>(n) * 2);
   }
-}
-
-// rows[i][j] <-> rows[j][i]
-SGL_INLINE void transpose(F (&rows)[kLanes]) {
-#if defined(__AVX512F__)
-  __m512i r[16], t[16];
-  SGL_UNROLL for (int i = 0; i < 16; ++i) r[i] = reinterpret_cast<__m512i>(rows[i]);
-  SGL_UNROLL for (int i = 0; i < 8; ++i) {
-    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-  }
-  SGL_UNROLL for (int i = 0; i < 4; ++i) {
-    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-  }
-  SGL_UNROLL for (int i = 0; i < 4; ++i) {  // quarters of 128 bits
-    t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-    t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-    t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-    t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-  }
-  SGL_UNROLL for (int i = 0; i < 8; ++i) {
-    rows[i] = reinterpret_cast<F>(_mm512_shuffle_i32x4(t[i], t[i + 8], 0x88));
-    rows[i + 8] = reinterpret_cast<F>(_mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd));
-  }
-#elif defined(__AVX2__)
-  // gcc moves the elements of the loop below one at a time: 2.5 times the instructions.
-  F t[8], u[8];
-  SGL_UNROLL for (int i = 0; i < 4; ++i) {
-    t[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
-    t[2 * i + 1] = _mm256_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
-  }
-  SGL_UNROLL for (int i = 0; i < 2; ++i) {  // u[4 i + c], halves h: column 4 h + c of rows 4 i .. 4 i + 3
-    u[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
-    u[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
-    u[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
-    u[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
-  }
-  SGL_UNROLL for (int i = 0; i < 4; ++i) {
-    rows[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
-    rows[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
-  }
-#elif defined(__x86_64__)
-  const F t0 = _mm_unpacklo_ps(rows[0], rows[1]), t1 = _mm_unpackhi_ps(rows[0], rows[1]);
-  const F t2 = _mm_unpacklo_ps(rows[2], rows[3]), t3 = _mm_unpackhi_ps(rows[2], rows[3]);
-  rows[0] = _mm_movelh_ps(t0, t2);
-  rows[1] = _mm_movehl_ps(t2, t0);
-  rows[2] = _mm_movelh_ps(t1, t3);
-  rows[3] = _mm_movehl_ps(t3, t1);
-#else
-  F copy[kLanes];
-  SGL_UNROLL for (int i = 0; i < kLanes; ++i) copy[i] = rows[i];
-  SGL_UNROLL for (int i = 0; i < kLanes; ++i) {
-    SGL_UNROLL for (int j = 0; j < kLanes; ++j) rows[i][j] = copy[j][i];
-  }
-#endif
 }
 
 }  // namespace

@@ -1,42 +1,24 @@
-// A linear layer as tiles of 6 x 16 sums in registers. Included by linear_avx2.cpp and nothing else.
+// A linear layer as tiles of sums in registers: 6 x 16 with AVX2, 12 x 32 with AVX-512. Included by linear_avx2.cpp and
+// linear_avx512.cpp alone.
 //
-// The weight's slice is packed to fp32 once per task, 16 columns side by side for each element of depth, and stays in
-// L2 while all rows of the task pass; a tile reads it by two aligned loads and x by broadcasts: 12 FMAs for 8 loads.
+// The weight's slice is packed to fp32 once per task, two vectors of columns for each element of depth, and stays in
+// L2 while all rows of the task pass; a tile reads it by two loads and x by broadcasts: 12 FMAs for 8 loads, or 24 for 14.
 #pragma once
 
 #include "kernel_elementwise.h"
 #include "linear.h"
+#include "transpose.h"
 
 namespace sgl_kernels {
 namespace SGL_ISA {
 
-static_assert(kBlock == kLinearColumns);
+constexpr LinearTile kTile = kLanes == 16 ? kLinearAvx512 : kLinearAvx2;
+constexpr int64_t kColumns = kTile.columns, kTileRows = kTile.rows;
+static_assert(kBlock == kColumns);
 
 template <class T>
 SGL_INLINE Pair in_order(Pair v) {
   return kEvenOdd<T> ? even_odd(v) : v;
-}
-
-// 8 x 8 elements: lane j of row i becomes lane i of row j.
-SGL_INLINE void transpose(F r[8]) {
-  F pairs[8], fours[8];
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    pairs[2 * i] = _mm256_unpacklo_ps(r[2 * i], r[2 * i + 1]);
-    pairs[2 * i + 1] = _mm256_unpackhi_ps(r[2 * i], r[2 * i + 1]);
-  }
-#pragma GCC unroll 2
-  for (int h = 0; h < 8; h += 4) {
-    fours[h] = _mm256_shuffle_ps(pairs[h], pairs[h + 2], 0x44);
-    fours[h + 1] = _mm256_shuffle_ps(pairs[h], pairs[h + 2], 0xee);
-    fours[h + 2] = _mm256_shuffle_ps(pairs[h + 1], pairs[h + 3], 0x44);
-    fours[h + 3] = _mm256_shuffle_ps(pairs[h + 1], pairs[h + 3], 0xee);
-  }
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
-    r[i] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
-    r[i + 4] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
-  }
 }
 
 // Elements in sequence, the first `count` of a block; the rest is zero.
@@ -47,25 +29,35 @@ SGL_INLINE Pair load_sequential(const T* from, int64_t count) {
     return kEvenOdd<T> ? sequential(v) : v;
   }
   if constexpr (kEvenOdd<T>) {  // without a shuffle between halves
+#if defined(__AVX512F__)
+    const auto* bits = reinterpret_cast<const __m256i*>(from);
+    return {(F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(bits)), 16),
+            (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(bits + 1)), 16)};
+#else
     const auto* bits = reinterpret_cast<const __m128i*>(from);
     return {(F)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(bits)), 16),
             (F)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(bits + 1)), 16)};
+#endif
   } else {
     return load(from);
   }
 }
 
-// Columns [0, columns) x elements [0, depth) of the weight -> to[panel][element][16], missing columns as zeros.
+constexpr int64_t kAhead = 4 * kBlock;  // elements: no hardware prefetcher follows 16 rows at once
+
+// Columns [0, columns) x elements [0, depth) of the weight -> to[panel][element][kColumns], missing columns as zeros.
 template <class T>
 static void pack_weight(const char* weight, int64_t step, int64_t columns, int64_t depth, float* to) {
   for (int64_t column = 0; column < columns; column += kLanes) {
-    float* half = to + column / kLinearColumns * kLinearColumns * depth + column % kLinearColumns;
+    float* half = to + column / kColumns * kColumns * depth + column % kColumns;
     for (int64_t k = 0; k < depth; k += kBlock) {
       F low[kLanes], high[kLanes];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) {
         Pair v = {};
         if (column + i < columns) {
+          __builtin_prefetch(row<T>(weight, step, column + i) + k + kAhead, 0, 2);
+          __builtin_prefetch(row<T>(weight, step, column + i) + k + kAhead + kLanes, 0, 2);
           v = load_sequential(row<T>(weight, step, column + i) + k, depth - k);
         }
         low[i] = v.a;
@@ -75,25 +67,24 @@ static void pack_weight(const char* weight, int64_t step, int64_t columns, int64
       transpose(high);
       const int64_t count = smaller(kBlock, depth - k);
       for (int64_t i = 0; i < count; ++i) {
-        write_vector(half + (k + i) * kLinearColumns, i < kLanes ? low[i] : high[i - kLanes]);
+        write_vector(half + (k + i) * kColumns, i < kLanes ? low[i] : high[i - kLanes]);
       }
     }
-    if (column + kLanes >= columns && column % kLinearColumns == 0) {  // the other half of the last panel
+    if (column + kLanes >= columns && column % kColumns == 0) {  // the other half of the last panel
       for (int64_t k = 0; k < depth; ++k) {
-        write_vector(half + kLanes + k * kLinearColumns, F{});
+        write_vector(half + kLanes + k * kColumns, F{});
       }
     }
   }
 }
 
-// Rows of a half type in fp32, `depth` floats apart.
+// Rows in fp32, `to_step` floats apart.
 template <class T>
-static void widen_rows(const char* x, int64_t step, int64_t rows, int64_t depth, float* to) {
+static void widen_rows(const char* x, int64_t step, int64_t rows, int64_t depth, int64_t to_step, float* to) {
   for (int64_t r = 0; r < rows; ++r) {
     const T* from = row<T>(x, step, r);
     for (int64_t k = 0; k < depth; k += kBlock) {
-      const Pair v = load_sequential(from + k, depth - k);
-      write(to + r * depth + k, Raw<float>{v.a, v.b}, smaller(kBlock, depth - k));
+      put(to + r * to_step + k, load_sequential(from + k, depth - k), depth - k, false);
     }
   }
 }
@@ -107,30 +98,41 @@ struct TileArgs {
   int64_t x_step;  // in floats
   const float* panel;
   int64_t depth;
-  float* sums;  // 6 x 16: of the depth before this slice, and where they go if it is not the last
+  float* sums;  // of a tile: of the depth before this slice, and where they go if it is not the last
   bool first, last;
   const char* bias;
   char* out;
   int64_t out_step, columns;
 };
 
+SGL_INLINE F broadcast(const float* from) {
+#if defined(__AVX512F__)
+  return _mm512_set1_ps(*from);
+#else
+  return _mm256_broadcast_ss(from);
+#endif
+}
+
 // The products of `depth` elements, added to the sums or in their place.
 template <int rows>
-SGL_INLINE void multiply(const float* x, int64_t x_step, const float* panel, int64_t depth, bool first, float* sums) {
+static void multiply(const float* x, int64_t x_step, const float* panel, int64_t depth, bool first, float* sums) {
+  const float* base[4];  // three rows from each (+0, +1, +2 steps): one pointer a row would need more than there are
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) base[i] = x + (3 * i < rows ? 3 * i : 0) * x_step;
   F a[rows] = {}, b[rows] = {};
   for (int64_t k = 0; k < depth; ++k) {
-    const F low = read_vector<F>(panel + k * kLinearColumns);
-    const F high = read_vector<F>(panel + k * kLinearColumns + kLanes);
-#pragma GCC unroll 6
+    const F low = read_vector<F>(panel + k * kColumns);
+    const F high = read_vector<F>(panel + k * kColumns + kLanes);
+#pragma GCC unroll 12
     for (int r = 0; r < rows; ++r) {
-      const F value = _mm256_broadcast_ss(x + r * x_step + k);
+      const F value = broadcast(base[r / 3] + r % 3 * x_step + k);
       a[r] = fma(value, low, a[r]);
       b[r] = fma(value, high, b[r]);
     }
   }
-#pragma GCC unroll 6
+#pragma GCC unroll 12
   for (int r = 0; r < rows; ++r) {
-    float* to = sums + r * kLinearColumns;
+    float* to = sums + r * kColumns;
     if (!first) {
       a[r] += read_vector<F>(to);
       b[r] += read_vector<F>(to + kLanes);
@@ -140,11 +142,23 @@ SGL_INLINE void multiply(const float* x, int64_t x_step, const float* panel, int
   }
 }
 
-template <Activation kind, class T, int rows>
-static void tile(const TileArgs& args) {
+// multiply<rows>, for 1 to kTileRows rows.
+template <int rows = kTileRows>
+SGL_INLINE void multiply_rows(int64_t count, const float* x, int64_t x_step, const float* panel, int64_t depth,
+                              bool first, float* sums) {
+  if constexpr (rows > 1) {
+    if (count < rows) {
+      return multiply_rows<rows - 1>(count, x, x_step, panel, depth, first, sums);
+    }
+  }
+  multiply<rows>(x, x_step, panel, depth, first, sums);
+}
+
+template <Activation kind, class T>
+static void tile(int64_t rows, const TileArgs& args) {
   for (int64_t k = 0; k < args.depth; k += kChain) {
-    multiply<rows>(args.x + k, args.x_step, args.panel + k * kLinearColumns, smaller(kChain, args.depth - k),
-                   args.first && k == 0, args.sums);
+    multiply_rows(rows, args.x + k, args.x_step, args.panel + k * kColumns, smaller(kChain, args.depth - k),
+                  args.first && k == 0, args.sums);
   }
   if (!args.last) {
     return;
@@ -153,8 +167,8 @@ static void tile(const TileArgs& args) {
   if (args.bias != nullptr) {
     bias = load_sequential(reinterpret_cast<const T*>(args.bias), args.columns);
   }
-  for (int r = 0; r < rows; ++r) {
-    const float* sum = args.sums + r * kLinearColumns;
+  for (int64_t r = 0; r < rows; ++r) {
+    const float* sum = args.sums + r * kColumns;
     Pair v = {read_vector<F>(sum) + bias.a, read_vector<F>(sum + kLanes) + bias.b};
     if constexpr (kind != Activation::none) {
       v = activated<kind, T>(v);
@@ -163,30 +177,16 @@ static void tile(const TileArgs& args) {
   }
 }
 
-template <Activation kind, class T>
-SGL_INLINE void tile_of(int64_t rows, const TileArgs& args) {
-  switch (rows) {
-    case 1:
-      return tile<kind, T, 1>(args);
-    case 2:
-      return tile<kind, T, 2>(args);
-    case 3:
-      return tile<kind, T, 3>(args);
-    case 4:
-      return tile<kind, T, 4>(args);
-    case 5:
-      return tile<kind, T, 5>(args);
-    default:
-      return tile<kind, T, 6>(args);
-  }
-}
+// Rows a multiple of this many bytes apart compete for one set of the first-level cache: 12 of them with the panel ran at
+// 140 to 147 GFLOP/s where 64 bytes more a row gave 175 to 183 (Zen 5). They are copied, a line apart from that.
+constexpr int64_t kSameSet = 4096;
 
 template <Activation kind, class T>
 static void linear_as(const LinearArgs& args, float* scratch) {
-  const int64_t panels = (args.columns + kLinearColumns - 1) / kLinearColumns;
+  const int64_t panels = (args.columns + kColumns - 1) / kColumns;
   float* packed = scratch;
-  float* slab = packed + panels * kLinearColumns * args.depth_slice;
-  float* sums = slab + kLinearTileRows * args.depth_slice;
+  float* slab = packed + panels * kColumns * args.depth_slice;
+  float* sums = slab + kTileRows * (args.depth_slice + kRowGap);
   constexpr int64_t item = sizeof(T);
   const bool cut = args.depth > args.depth_slice;  // then the sums of every tile are kept, else those of one
   for (int64_t begin = 0; begin < args.depth; begin += args.depth_slice) {
@@ -197,25 +197,25 @@ static void linear_as(const LinearArgs& args, float* scratch) {
     part.first = begin == 0;
     part.last = begin + depth == args.depth;
     part.out_step = args.out_step;
-    for (int64_t m = 0; m < args.rows; m += kLinearTileRows) {
-      const int64_t rows = smaller(kLinearTileRows, args.rows - m);
+    for (int64_t m = 0; m < args.rows; m += kTileRows) {
+      const int64_t rows = smaller(kTileRows, args.rows - m);
       const char* x = args.x + m * args.x_step + begin * item;
-      if constexpr (kHalf<T>) {
-        widen_rows<T>(x, args.x_step, rows, depth, slab);
+      if (kHalf<T> || args.x_step % kSameSet == 0) {
+        part.x_step = args.depth_slice + kRowGap;
+        widen_rows<T>(x, args.x_step, rows, depth, part.x_step, slab);
         part.x = slab;
-        part.x_step = depth;
       } else {
         part.x = reinterpret_cast<const float*>(x);
         part.x_step = args.x_step / item;
       }
       for (int64_t p = 0; p < panels; ++p) {
-        const int64_t column = p * kLinearColumns;
+        const int64_t column = p * kColumns;
         part.panel = packed + column * depth;
         part.columns = args.columns - column;
-        part.sums = sums + (cut ? (m * panels + p * kLinearTileRows) * kLinearColumns : 0);
+        part.sums = sums + (cut ? (m * panels + p * kTileRows) * kColumns : 0);
         part.bias = args.bias == nullptr ? nullptr : args.bias + column * item;
         part.out = args.out + m * args.out_step + column * item;
-        tile_of<kind, T>(rows, part);
+        tile<kind, T>(rows, part);
       }
     }
   }

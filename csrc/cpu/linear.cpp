@@ -14,8 +14,8 @@ namespace sgl_kernels {
 namespace {
 
 constexpr int64_t kPackedBytes = 256 * 1024;  // of a packed slice: half of a common L2
-constexpr int64_t kDepthSlice = 1024;         // cut deeper products: a panel of 16 columns then is 64 KiB
-constexpr int64_t kTaskRows = 510;            // repacking the slice then costs about 1 % of the product
+constexpr int64_t kDepthSlice = 512;         // cut deeper products: a panel of 16 columns then is 64 KiB
+constexpr int64_t kTaskRows = 2040;           // repacking the slice then costs about 1 % of the product
 constexpr int64_t kMostColumns = 192, kLeastColumns = 32;
 
 constexpr int64_t up_to(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
@@ -27,6 +27,14 @@ Activation activation_of(const std::string& name) {
   if (name == "gelu_tanh") return Activation::gelu_tanh;
   STD_TORCH_CHECK(name == "gelu", "linear: activation is '", name, "', expected none, silu, gelu or gelu_tanh");
   return Activation::gelu_erf;
+}
+
+bool wide() {
+#if defined(__x86_64__)
+  return isa_level() >= Isa::avx512;
+#else
+  return false;
+#endif
 }
 
 std::string unsupported_reason() {
@@ -52,6 +60,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, OptionalTensor bias, std::s
   whole.depth = x.size(-1);
   whole.columns = weight.size(0);
   const int64_t item = item_bytes(whole.dtype);
+  const LinearTile tile = wide() ? kLinearAvx512 : kLinearAvx2;
 
   const Tensor rows = torch::stable::contiguous(x);
   const Tensor matrix = with_adjacent_columns(weight);
@@ -79,8 +88,8 @@ Tensor linear(const Tensor& x, const Tensor& weight, OptionalTensor bias, std::s
 
   // What an element of the result is does not depend on the cut, so neither does it on the number of threads.
   const int64_t depth_parts = whole.depth > kDepthSlice + kDepthSlice / 2 ? parts(whole.depth, kDepthSlice) : 1;
-  whole.depth_slice = up_to(parts(whole.depth, depth_parts), kLinearColumns);
-  const int64_t fit = kPackedBytes / 4 / whole.depth_slice / kLinearColumns * kLinearColumns;
+  whole.depth_slice = up_to(parts(whole.depth, depth_parts), tile.columns);
+  const int64_t fit = kPackedBytes / 4 / whole.depth_slice / tile.columns * tile.columns;
   const int64_t most = std::clamp(fit, kLeastColumns, kMostColumns);
   const int64_t row_parts = parts(whole.rows, kTaskRows), threads = torch::stable::get_num_threads();
   int64_t column_parts = parts(whole.columns, most);
@@ -88,15 +97,15 @@ Tensor linear(const Tensor& x, const Tensor& weight, OptionalTensor bias, std::s
          whole.columns / (column_parts + 1) >= kLeastColumns) {
     ++column_parts;
   }
-  const int64_t task_rows = up_to(parts(whole.rows, row_parts), kLinearTileRows);
-  const int64_t task_columns = up_to(parts(whole.columns, column_parts), kLinearColumns);
+  const int64_t task_rows = up_to(parts(whole.rows, row_parts), tile.rows);
+  const int64_t task_columns = up_to(parts(whole.columns, column_parts), tile.columns);
   const int64_t across = parts(whole.columns, task_columns), down = parts(whole.rows, task_rows);
 
   const auto work = [&](int64_t begin, int64_t end) {
     LinearArgs most_of = whole;
     most_of.rows = std::min(task_rows, whole.rows);
     most_of.columns = std::min(task_columns, whole.columns);
-    Scratch memory(linear_scratch_bytes(most_of));
+    Scratch memory(linear_scratch_bytes(most_of, tile));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t row = task / across * task_rows, column = task % across * task_columns;
       LinearArgs args = whole;
@@ -107,7 +116,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, OptionalTensor bias, std::s
       args.bias = whole.bias == nullptr ? nullptr : whole.bias + column * item;
       args.out += row * whole.out_step + column * item;
 #if defined(__x86_64__)
-      avx2::linear(args, memory.floats());
+      wide() ? avx512::linear(args, memory.floats()) : avx2::linear(args, memory.floats());
 #endif
     }
   };
@@ -122,11 +131,11 @@ Tensor linear(const Tensor& x, const Tensor& weight, OptionalTensor bias, std::s
 
 }  // namespace
 
-int64_t linear_scratch_bytes(const LinearArgs& args) {
-  const int64_t columns = up_to(args.columns, kLinearColumns);
+int64_t linear_scratch_bytes(const LinearArgs& args, const LinearTile& tile) {
+  const int64_t columns = up_to(args.columns, tile.columns);
   const bool cut = args.depth > args.depth_slice;
-  return 4 * (columns * args.depth_slice + kLinearTileRows * args.depth_slice +
-              (cut ? up_to(args.rows, kLinearTileRows) * columns : kLinearTileRows * kLinearColumns));
+  return 4 * (columns * args.depth_slice + tile.rows * (args.depth_slice + kRowGap) +
+              (cut ? up_to(args.rows, tile.rows) * columns : tile.rows * tile.columns));
 }
 
 }  // namespace sgl_kernels

@@ -1,12 +1,17 @@
-// activation(x W^T + bias) with fp32 arithmetic on any storage type: what crosses to the vector code (linear_avx2.cpp).
+// activation(x W^T + bias) with fp32 arithmetic on any storage type: what crosses to the vector code (linear_avx2.cpp, linear_avx512.cpp).
 #pragma once
 
 #include "kernels.h"
 
 namespace sgl_kernels {
 
-constexpr int64_t kLinearColumns = 16;  // columns of a register tile, to which a slice of the weight is padded
-constexpr int64_t kLinearTileRows = 6;
+// A tile of sums in registers: two vectors of columns, to which a slice of the weight is padded, and as many rows as leave
+// registers for the operands.
+struct LinearTile {
+  int64_t columns, rows;
+};
+constexpr int64_t kRowGap = 16;  // floats between the rows of a slab beyond its depth
+constexpr LinearTile kLinearAvx2 = {16, 6}, kLinearAvx512 = {32, 12};
 
 // One task: rows [0, rows) of x and out, and a slice of the weight's rows, which are the columns of out.
 // Strides between rows are in bytes; elements of a row are adjacent.
@@ -25,9 +30,12 @@ struct LinearArgs {
 };
 
 // Bytes of scratch for a task: the packed slice, a slab of rows in fp32, and sums where depth is cut.
-int64_t linear_scratch_bytes(const LinearArgs& args);
+int64_t linear_scratch_bytes(const LinearArgs& args, const LinearTile& tile);
 
 namespace avx2 {
+void linear(const LinearArgs& args, float* scratch);
+}
+namespace avx512 {
 void linear(const LinearArgs& args, float* scratch);
 }
 

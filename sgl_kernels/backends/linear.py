@@ -15,13 +15,21 @@ from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.ops.linear.reference import activated
 from sgl_kernels.ops.linear.spec import LinearFacts
 
-TILES = "avx2"
-"""The one instruction set for which csrc/cpu has a product."""
-FEWEST_ROWS = {torch.float32: 16, torch.bfloat16: 4, torch.float16: 4}
-"""With fewer rows the packing of the weight is not paid back (benchmarks/notes/cpu_linear.md)."""
+TILED = ("avx2", "avx512", "avx512bf16")
+"""The instruction sets for which csrc/cpu has a product."""
+FEWEST_ROWS = {"avx2": {torch.float32: 16, torch.bfloat16: 4, torch.float16: 4}}
+FEWEST_ROWS_WIDE = {torch.float32: 4, torch.float16: 4}
+"""With fewer rows the packing of the weight is not paid back (benchmarks/notes/cpu_linear.md). From AVX-512 on,
+bfloat16 is torch's: oneDNN multiplies it at 395 to 450 GFLOP/s where fp32 tiles reach 230."""
 SHORTEST_PLAIN = 384
-"""fp32 without an activation: shallower products are torch's (0.87 to 0.98 of its time at a depth of 192 over 3920
-rows; 1.0 to 1.3 times its speed at 384 and more)."""
+"""fp32 without an activation on AVX2: shallower products are torch's (0.87 to 0.98 of its time at a depth of 192 over
+3920 rows; 1.0 to 1.3 times its speed at 384 and more)."""
+
+
+def _fewest_rows(arch: str, dtype: torch.dtype) -> int:
+    """The fewest rows that our product is for: more than any where it is not for the dtype."""
+    rows = FEWEST_ROWS.get(arch, FEWEST_ROWS_WIDE if arch in TILED else {})
+    return rows.get(dtype, 1 << 62)
 
 
 def _torch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
@@ -36,9 +44,19 @@ def _load(config: Any) -> Callable[..., Any]:
         reason = "sgl_kernels._cpu was built from older sources: install the package again"
     if reason is not None:
         raise RuntimeError(reason)
-    if cpu_arch() != TILES or torch.ops.sgl_kernels_cpu.linear_unsupported_reason():
-        return _torch_product(torch.ops.sgl_kernels_cpu.gelu_tanh.default)
-    return torch.ops.sgl_kernels_cpu.linear.default  # type: ignore[no-any-return]
+    behind = _torch_product(torch.ops.sgl_kernels_cpu.gelu_tanh.default)
+    arch = cpu_arch()
+    if torch.ops.sgl_kernels_cpu.linear_unsupported_reason():
+        return behind
+    ours = torch.ops.sgl_kernels_cpu.linear.default
+    if _fewest_rows(arch, torch.bfloat16) < 1 << 62:
+        return ours  # type: ignore[no-any-return]
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+        product = behind if x.dtype is torch.bfloat16 or arch not in TILED else ours
+        return product(x, weight, bias, activation)  # type: ignore[no-any-return]
+
+    return run
 
 
 def _torch_product(gelu_tanh: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,15 +70,17 @@ def _torch_product(gelu_tanh: Callable[..., Any]) -> Callable[..., Any]:
 def _rank(facts: LinearFacts, device: Device) -> int:
     """First where it was measured to win.
 
-    Without AVX-512, torch multiplies half types in a plain loop, at 7 to 10 GFLOP/s where fp32 has 75; with it,
-    oneDNN has products for them, and what is left to gain is torch's slow GELU behind the product.
+    Without AVX-512, torch multiplies half types in a plain loop, at 7 to 10 GFLOP/s where fp32 has 75. With it, oneDNN
+    has a product for bfloat16, and what is left to gain there is torch's slow GELU behind it; float16 runs at 16 to 29
+    GFLOP/s and fp32 at 90 to 100 (Zen 5), where our tiles reach 190 to 235 in both.
     """
-    if device.arch != TILES:
-        return FIRST if facts.activation == "gelu_tanh" and facts.m * facts.n >= TINY else BEHIND
-    if facts.m < FEWEST_ROWS.get(facts.dtype, 1 << 62):
+    if facts.m >= _fewest_rows(device.arch, facts.dtype):
+        shallow = device.arch == "avx2" and facts.k < SHORTEST_PLAIN
+        plain = facts.dtype is torch.float32 and facts.activation == "none"
+        return BEHIND if plain and shallow else FIRST
+    if device.arch == "avx2" or facts.dtype is not torch.bfloat16:
         return BEHIND
-    plain = facts.dtype is torch.float32 and facts.activation == "none"
-    return BEHIND if plain and facts.k < SHORTEST_PLAIN else FIRST
+    return FIRST if facts.activation == "gelu_tanh" and facts.m * facts.n >= TINY else BEHIND
 
 
 IMPLEMENTATIONS = (
@@ -70,6 +90,6 @@ IMPLEMENTATIONS = (
     ),
     Implementation(
         op="linear", backend="cpu", rank=_rank, load=_load, requires=CPU,
-        doc="on AVX2 tiles of our own, any dtype at fp32 speed, activation fused; else torch's product and our GELU",
+        doc="tiles of our own from AVX2 on, activation fused; with AVX-512 torch's product of bf16, and our GELU",
     ),
 )  # fmt: skip

@@ -36,10 +36,10 @@ def check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> No
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
-@pytest.mark.parametrize("m", (1, 2, 3, 4, 5, 6, 7, 37))
+@pytest.mark.parametrize("m", (*range(1, 14), 37))
 def test_every_tile_height_and_every_tail(m: int, dtype: torch.dtype) -> None:
-    for k in (1, 7, 8, 15, 16, 17, 70):
-        for n in (1, 7, 8, 9, 15, 16, 17, 40):
+    for k in (1, 15, 16, 17, 32, 70):
+        for n in (1, 8, 15, 16, 17, 31, 32, 33, 70):
             x, weight, bias = made(m, k, n, dtype)
             check(x, weight, bias, ACTIVATIONS[(m + k + n) % 4])
 
