@@ -62,7 +62,10 @@ def test_feed_forward_of_diffusers(activation: str, dtype: torch.dtype) -> None:
 def test_a_plain_layer_is_hooked_where_a_backend_beats_torch(dtype: torch.dtype) -> None:
     layer = nn.Linear(24, 40).to(dtype)
     applied = sgl_kernels.apply(layer)
-    assert bool(applied.linears) == (cpu_arch() == "avx2" and dtype is not torch.float32)
+    # Without AVX-512 torch is slow in half types; with it in fp32 and fp16, and it has a product for bf16.
+    wide = ("avx512", "avx512bf16")
+    theirs = {"avx2": (torch.float32,), **dict.fromkeys(wide, (torch.bfloat16,))}
+    assert bool(applied.linears) == (cpu_arch() in theirs and dtype not in theirs[cpu_arch()])
     assert linears._worth(layer, "none") == bool(applied.linears)
     applied.remove()
     assert "forward" not in layer.__dict__
@@ -74,8 +77,9 @@ def test_a_hook_on_the_projection_is_called() -> None:
     want, seen = model(X), []
     model.net[0].proj.register_forward_hook(lambda *_: seen.append(1))
     with sgl_kernels.apply(model), sgl_kernels.record() as recorder:
-        assert torch.equal(model(X), want)
-    assert seen == [1] and "linear" not in served(recorder)
+        assert torch.allclose(model(X), want, atol=1e-6)
+    assert seen == [1]
+    assert all("gelu" not in str(entry.selection.facts) for entry in recorder.report().entries)
 
 
 @torch.no_grad()
@@ -90,9 +94,10 @@ def test_other_dtypes_and_subclasses_of_the_layer_keep_their_own_forward() -> No
     doubled.load_state_dict(proj.state_dict())
     model.net[0].proj = doubled
     want = model(X)
-    with sgl_kernels.apply(model), sgl_kernels.record() as recorder:
-        assert torch.equal(model(X), want)
-    assert "linear" not in served(recorder)
+    with sgl_kernels.apply(model) as applied, sgl_kernels.record() as recorder:
+        assert torch.allclose(model(X), want, atol=1e-6)
+    assert "net.0.proj" not in applied.linears
+    assert served(recorder).get("linear", 0) <= 1  # the other layer
     layer = nn.Linear(24, 8).bfloat16()
     with sgl_kernels.apply(layer), pytest.raises(RuntimeError, match="dtype"):
         layer(X)  # torch's own error for an input of another dtype
@@ -131,7 +136,7 @@ def test_a_feed_forward_of_transformers_with_another_activation_is_left_alone() 
     llama = LlamaModel(LlamaConfig(**tiny._SMALL, hidden_act="gelu")).eval()
     for model in (bert, llama):
         with sgl_kernels.apply(model) as applied:
-            assert applied.linears == ()
+            assert all(type(model.get_submodule(name)) is nn.Linear for name in applied.linears)
 
 
 @torch.no_grad()
