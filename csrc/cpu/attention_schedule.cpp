@@ -43,7 +43,13 @@ Plan plan_problem(const Problem& p, int32_t panel, int32_t threads, bool whole) 
   const int32_t group = p.heads / p.kv_heads;
   plan.splits = 1;
   plan.decode = !whole && int64_t{group} * p.sq <= kMaxDecodeRows;
-  plan.rows_per_task = plan.decode ? kMaxDecodeRows : kMaxTaskRows;
+  if (plan.decode) {
+    DecodePlan decode = plan_decode(p, threads);
+    plan.splits = decode.splits;
+    plan.tasks = std::move(decode.tasks);
+    return plan;
+  }
+  plan.rows_per_task = kMaxTaskRows;
   // Each task packs K and V for itself, which long tasks amortise; but every thread should get several.
   auto tasks_at = [&](int32_t rows) {
     const int64_t runs = p.sq < kMergeBelow ? 1 : group, run = int64_t{p.sq} * (group / runs);
@@ -67,10 +73,11 @@ Plan plan_problem(const Problem& p, int32_t panel, int32_t threads, bool whole) 
 }
 
 void run_tasks(const Problem& p, const Kernels& k, const Plan& plan, int32_t threads) {
-  size_t rows = 0;
-  for (const Task& t : plan.tasks) rows = std::max(rows, static_cast<size_t>(t.row1 - t.row0));
-  const int32_t most = static_cast<int32_t>(rows);
-  const size_t each = to_pages(plan.decode ? k.decode_scratch_bytes(p, most) : k.scratch_bytes(p, most));
+  size_t bytes = 0;
+  for (const Task& t : plan.tasks) {
+    bytes = std::max(bytes, plan.decode ? k.decode_scratch_bytes(p, t) : k.scratch_bytes(p, t.row1 - t.row0));
+  }
+  const size_t each = to_pages(bytes);
   const int64_t workers = std::min<int64_t>(threads, plan.tasks.size());
   const Buffer scratch = allocate(each * workers);
   const auto run = plan.decode ? k.decode : k.run;
