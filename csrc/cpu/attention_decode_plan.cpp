@@ -17,6 +17,7 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 DecodePlan plan_decode(const Problem& p, int32_t threads) {
   constexpr int64_t kKeys = 512;  // in a split, at least
+  if (p.batch == 0 || p.sq == 0) return {1, {}};
   const int32_t group = p.heads / p.kv_heads;
   const int64_t most_rows = int64_t{group} * p.sq;
   const bool together = heads_inside(p.k) && heads_inside(p.v);
