@@ -246,9 +246,11 @@ void run_decode(const Problem& p, const Task& task, char* scratch) {
   const int64_t key_lines = ((kv_heads - 1) * p.k.head + p.d * kSize + Ahead::kLine - 1) / Ahead::kLine;
   const int64_t value_lines = ((kv_heads - 1) * p.v.head + p.dv * kSize + Ahead::kLine - 1) / Ahead::kLine;
   Ahead ahead({keys, p.k.seq, key_lines}, {values, p.v.seq, value_lines}, max_int(end - begin, 0));
-  ahead.advance(kAhead / Ahead::kLine);
   // Rows of a head go four at a time, the last one or two by themselves: few of them, and sum_each takes more keys.
   const int key_window = max_int(4, kLanes / (l.rows % 4 == 0 ? 4 : l.rows % 4));
+  // A window's heads are read one after another, so that its last rows are wanted early: it is prefetched as a whole.
+  const int64_t window_lines = key_lines * key_window, least = kAhead / Ahead::kLine;
+  ahead.advance(window_lines > least ? window_lines : least);
 
   for (int32_t key0 = begin; key0 < end; key0 += kChunk) {
     const int32_t count = min_int(kChunk, end - key0);

@@ -21,7 +21,7 @@ DecodePlan plan_decode(const Problem& p, int32_t threads) {
   const int32_t group = p.heads / p.kv_heads;
   const int64_t most_rows = int64_t{group} * p.sq;
   const bool together = heads_inside(p.k) && heads_inside(p.v);
-  const int64_t room = together ? std::max<int64_t>(1, kMaxDecodeHeadRows / ceil_div(most_rows, 4) / 4) : 1;
+  const int64_t room = together ? kMaxDecodeHeadRows / (most_rows % 4 == 3 ? most_rows + 1 : most_rows) : 1;
   int64_t runs = ceil_div(p.kv_heads, room);
   DecodePlan plan{1, {}};
   if (threads > 1 && p.cu_q == nullptr && p.batch * runs < 4 * threads) {
