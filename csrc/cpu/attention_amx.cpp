@@ -190,7 +190,7 @@ void run(const Problem& p, const Task& task, char* scratch) {
   _tile_release();
 }
 
-size_t decode_bytes(const Problem& p, int32_t rows) { return kAvx512.decode_scratch_bytes(p, rows); }
+size_t decode_bytes(const Problem& p, const Task& task) { return kAvx512.decode_scratch_bytes(p, task); }
 void decode(const Problem& p, const Task& task, char* scratch) { kAvx512.decode(p, task, scratch); }
 
 void combine(const Problem& parts, const Problem& whole, int32_t splits, int64_t row0, int64_t row1) {

@@ -43,6 +43,7 @@ struct Problem {
 struct Task {
   int32_t batch, kv_head, row0, row1;
   int32_t key0, key1, split;                     // keys key0..key1 only; the result goes to part `split`
+  int32_t kv_heads = 1;                          // decoding: the same rows of this many key heads from kv_head on
 };
 
 // One instruction set's entry points. Scratch must be 64-byte aligned.
@@ -50,7 +51,7 @@ struct Kernels {
   int32_t panel;                                 // query rows that one register tile serves
   size_t (*scratch_bytes)(const Problem& problem, int32_t rows);
   void (*run)(const Problem& problem, const Task& task, char* scratch);
-  size_t (*decode_scratch_bytes)(const Problem& problem, int32_t rows);
+  size_t (*decode_scratch_bytes)(const Problem& problem, const Task& task);
   void (*decode)(const Problem& problem, const Task& task, char* scratch);  // few rows: dot products along channels
   // Merges `splits` parts of `parts` (float, contiguous rows) into rows row0..row1 of the (batch, head, query) rows of
   // `whole`.
@@ -64,7 +65,8 @@ extern const Kernels kAvx2, kAvx512, kAvx512Bf16, kAmx;
 
 constexpr int32_t kChunkRows = 512;      // rows at a time: their Q, O and state fit a 2 MB L2 at head_dim 128
 constexpr int32_t kMergeBelow = 32;      // fewer queries, and the query heads that share a key head share panels
-constexpr int32_t kMaxDecodeRows = 8;
+constexpr int32_t kMaxDecodeRows = 8;        // of one key head
+constexpr int32_t kMaxDecodeHeadRows = 64;   // of all key heads of a task
 constexpr int64_t kFar = int64_t{1} << 29;  // sequence lengths are below this: q + kFar cannot overflow 32 bits
 
 // One sequence of the problem: where its rows start, how long it is, and which keys a query sees

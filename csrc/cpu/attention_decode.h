@@ -2,15 +2,10 @@
 // Bound by reading K and V, so nothing is packed.
 #pragma once
 
-#include "attention_pack.h"
+#include "attention_decode_rows.h"
 
 namespace sgl_kernels::attention {
 namespace {
-
-constexpr int kChunk = 256;  // keys whose scores are held at a time: K and V of the chunk pass through L2 once
-
-constexpr int kAhead = 8;        // keys between a load of K and the prefetch beside it
-constexpr int kValueRows = 32;   // rows of V that pass strip by strip, from L1, while the next ones are prefetched
 
 // Each lane of the result is the sum of one of the vectors, in order.
 SGL_INLINE F sum_each(F (&x)[kLanes]) {
@@ -44,31 +39,37 @@ SGL_INLINE F sum_each(F (&x)[kLanes]) {
 #endif
 }
 
-// Products of ROWS queries with the chunk's keys: scores[row][key]. Queries are floats, zero beyond d.
+// Products of ROWS queries with `count` keys: scores[row][key]. Queries are pairs as load_two has them, zero beyond d.
 template <Type kType, int ROWS>
 void dot_keys(const Tensor4& k, const char* keys, int count, int d, const float* queries, int query_stride,
-              float* scores) {
+              float* scores, const char* ahead) {
   constexpr int STEP = kLanes / ROWS;  // keys at once: kLanes sums in flight
-  const int whole = d / kLanes * kLanes;
+  const int whole = d / kPair * kPair;
   for (int key = 0; key < count; key += STEP) {
     const char* row[STEP];
     SGL_UNROLL for (int i = 0; i < STEP; ++i) row[i] = keys + min_int(key + i, count - 1) * k.seq;
     F sum[kLanes];
     SGL_UNROLL for (int i = 0; i < kLanes; ++i) sum[i] = F{};
-    for (int c = 0; c < whole; c += kLanes) {
-      F q[ROWS];
-      SGL_UNROLL for (int r = 0; r < ROWS; ++r) q[r] = load<F>(queries + r * query_stride + c);
+    for (int c = 0; c < whole; c += kPair) {
+      Two q[ROWS];
+      SGL_UNROLL for (int r = 0; r < ROWS; ++r) {
+        q[r] = {load<F>(queries + r * query_stride + c), load<F>(queries + r * query_stride + c + kLanes)};
+      }
       SGL_UNROLL for (int i = 0; i < STEP; ++i) {
-        const F x = load_as_float<kType>(row[i] + static_cast<size_t>(c) * type_size(kType));
-        __builtin_prefetch(row[i] + kAhead * k.seq + static_cast<size_t>(c) * type_size(kType));
-        SGL_UNROLL for (int r = 0; r < ROWS; ++r) sum[r * STEP + i] += q[r] * x;
+        const Two x = load_two<kType>(row[i] + static_cast<size_t>(c) * type_size(kType));
+        prefetch_two<kType>(ahead);
+        ahead += kPair * type_size(kType);
+        SGL_UNROLL for (int r = 0; r < ROWS; ++r) sum[r * STEP + i] += q[r].a * x.a;
+        SGL_UNROLL for (int r = 0; r < ROWS; ++r) sum[r * STEP + i] += q[r].b * x.b;
       }
     }
     if (whole < d) {
       SGL_UNROLL for (int i = 0; i < STEP; ++i) {
-        const F x = load_as_float<kType>(row[i] + static_cast<size_t>(whole) * type_size(kType), d - whole);
+        const Two x = load_two<kType>(row[i] + static_cast<size_t>(whole) * type_size(kType), d - whole);
         SGL_UNROLL for (int r = 0; r < ROWS; ++r) {
-          sum[r * STEP + i] += load<F>(queries + r * query_stride + whole) * x;
+          const float* q = queries + r * query_stride + whole;
+          sum[r * STEP + i] += load<F>(q) * x.a;
+          sum[r * STEP + i] += load<F>(q + kLanes) * x.b;
         }
       }
     }
@@ -79,62 +80,53 @@ void dot_keys(const Tensor4& k, const char* keys, int count, int d, const float*
   }
 }
 
-// out[row][channels c ...] = out * decay[row] + weights[row] V, for COLUMNS vectors of channels (the last one of
-// `n` lanes where PARTIAL).
-template <Type kType, int ROWS, int COLUMNS, bool PARTIAL>
+// out[row][channels c ...] = out * decay[row] + weights[row] V, for PAIRS pairs of vectors (`n` channels of the last
+// one where PARTIAL). The sum of a few keys is joined to out whole: one chain over all keys had 2.4 times the error at
+// 4096 of them.
+template <Type kType, int ROWS, int PAIRS, bool PARTIAL>
 SGL_INLINE void add_values(const Tensor4& v, const char* values, int count, int n, const float* weights,
-                           const float* decay, float* out, int out_stride) {
-  F acc[ROWS][COLUMNS];
+                           const float* decay, float* out, int out_stride, const char* ahead) {
+  F acc[ROWS][2 * PAIRS];
   SGL_UNROLL for (int r = 0; r < ROWS; ++r) {
-    SGL_UNROLL for (int c = 0; c < COLUMNS; ++c) {
-      acc[r][c] = load<F>(out + r * out_stride + c * kLanes) * decay[r];
-    }
+    SGL_UNROLL for (int c = 0; c < 2 * PAIRS; ++c) acc[r][c] = F{};
   }
-  for (int key = 0; key < count; ++key) {
-    const char* row = values + key * v.seq;
-    for (int c = 0; c < COLUMNS * kLanes * type_size(kType); c += 64) {  // one line each
-      __builtin_prefetch(row + kValueRows * v.seq + c);
-    }
-    F x[COLUMNS];
-    SGL_UNROLL for (int c = 0; c < COLUMNS; ++c) {
-      const char* p = row + static_cast<size_t>(c) * kLanes * type_size(kType);
-      x[c] = PARTIAL ? load_as_float<kType>(p, n) : load_as_float<kType>(p);
+  for (int key = 0; key < count; ++key, values += v.seq) {
+    Two x[PAIRS];
+    SGL_UNROLL for (int c = 0; c < PAIRS; ++c) {
+      const char* p = values + static_cast<size_t>(c) * kPair * type_size(kType);
+      x[c] = PARTIAL ? load_two<kType>(p, n) : load_two<kType>(p);
+      prefetch_two<kType>(ahead);
+      ahead += kPair * type_size(kType);
     }
     SGL_UNROLL for (int r = 0; r < ROWS; ++r) {
       const F w = splat(weights[r * kChunk + key]);
-      SGL_UNROLL for (int c = 0; c < COLUMNS; ++c) acc[r][c] += w * x[c];
+      SGL_UNROLL for (int c = 0; c < PAIRS; ++c) {
+        acc[r][2 * c] += w * x[c].a;
+        acc[r][2 * c + 1] += w * x[c].b;
+      }
     }
   }
   SGL_UNROLL for (int r = 0; r < ROWS; ++r) {
-    SGL_UNROLL for (int c = 0; c < COLUMNS; ++c) store(out + r * out_stride + c * kLanes, acc[r][c]);
+    SGL_UNROLL for (int c = 0; c < 2 * PAIRS; ++c) {
+      float* o = out + r * out_stride + c * kLanes;
+      store(o, load<F>(o) * decay[r] + acc[r][c]);
+    }
   }
-}
-
-template <Type kType, int ROWS>
-void add_some_values(const Tensor4& v, const char* values, int count, int dv, const float* weights, const float* decay,
-                    float* out, int out_stride) {
-  constexpr int WIDE = kManyRegisters && ROWS < 4 ? 8 : kManyRegisters || ROWS < 4 ? 4 : 2;
-  constexpr int STEP = kLanes * type_size(kType);
-  int c = 0;
-  for (; c + WIDE * kLanes <= dv; c += WIDE * kLanes, values += WIDE * STEP) {
-    add_values<kType, ROWS, WIDE, false>(v, values, count, 0, weights, decay, out + c, out_stride);
-  }
-  for (; c + 2 * kLanes <= dv; c += 2 * kLanes, values += 2 * STEP) {
-    add_values<kType, ROWS, 2, false>(v, values, count, 0, weights, decay, out + c, out_stride);
-  }
-  for (; c + kLanes <= dv; c += kLanes, values += STEP) {
-    add_values<kType, ROWS, 1, false>(v, values, count, 0, weights, decay, out + c, out_stride);
-  }
-  if (c < dv) add_values<kType, ROWS, 1, true>(v, values, count, dv - c, weights, decay, out + c, out_stride);
 }
 
 template <Type kType, int ROWS>
 void add_all_values(const Tensor4& v, const char* values, int count, int dv, const float* weights, const float* decay,
-                    float* out, int out_stride) {
-  const float keep[4] = {1, 1, 1, 1};
-  for (int key = 0; key < count; key += kValueRows, values += kValueRows * v.seq, decay = keep) {
-    add_some_values<kType, ROWS>(v, values, min_int(kValueRows, count - key), dv, weights + key, decay, out, out_stride);
+                    float* out, int out_stride, const char* ahead) {
+  constexpr int WIDE = ROWS == 1 || (kManyRegisters && ROWS < 4) ? 4 : kManyRegisters || ROWS < 4 ? 2 : 1;
+  constexpr int STEP = kPair * type_size(kType);
+  int c = 0;
+  for (; c + WIDE * kPair <= dv; c += WIDE * kPair, values += WIDE * STEP, ahead += count * WIDE * STEP) {
+    add_values<kType, ROWS, WIDE, false>(v, values, count, 0, weights, decay, out + c, out_stride, ahead);
   }
+  for (; c + kPair <= dv; c += kPair, values += STEP, ahead += count * STEP) {
+    add_values<kType, ROWS, 1, false>(v, values, count, 0, weights, decay, out + c, out_stride, ahead);
+  }
+  if (c < dv) add_values<kType, ROWS, 1, true>(v, values, count, dv - c, weights, decay, out + c, out_stride, ahead);
 }
 
 struct RowState {
@@ -182,29 +174,35 @@ static inline float weigh(float* scores, int count, const ScoreRule& rule, const
 }
 
 struct DecodeLayout {
-  int32_t d, dv;
+  int32_t d, dv, rows;  // rows of one key head: a fourth one of zeros beside three
   size_t queries, out, scores, bias, total;
 };
 
-static inline DecodeLayout decode_layout(const Problem& p, int32_t rows) {
+static inline DecodeLayout decode_layout(const Problem& p, const Task& task) {
   DecodeLayout l{};
-  l.d = round_up(p.d, kLanes);
-  l.dv = round_up(p.dv, kLanes);
-  const size_t padded = static_cast<size_t>(round_up(rows, 4));
+  l.d = round_up(p.d, kPair);
+  l.dv = round_up(p.dv, kPair);
+  const int32_t rows = task.row1 - task.row0;
+  l.rows = rows % 4 == 3 ? rows + 1 : rows;
+  const size_t all = static_cast<size_t>(l.rows) * task.kv_heads;
   l.queries = 0;
-  l.out = l.queries + padded * l.d * 4;
-  l.scores = l.out + padded * l.dv * 4;
-  l.bias = l.scores + (padded * kChunk + kLanes) * 4;
+  l.out = l.queries + all * l.d * 4;
+  l.scores = l.out + all * l.dv * 4;
+  l.bias = l.scores + (all * kChunk + kLanes) * 4;
   l.total = l.bias + (kChunk + kLanes) * 4;
   return l;
 }
 
-static inline size_t decode_scratch(const Problem& p, int32_t rows) { return decode_layout(p, rows).total; }
+static inline size_t decode_scratch(const Problem& p, const Task& task) { return decode_layout(p, task).total; }
 
+// Keys and values pass in windows of a few keys, all key heads of the task in each, so that memory is read nearly in
+// its order; the prefetches are in that order.
 template <Type kType>
 void run_decode(const Problem& p, const Task& task, char* scratch) {
-  const int32_t rows = task.row1 - task.row0;
-  const DecodeLayout l = decode_layout(p, rows);
+  constexpr int64_t kSize = type_size(kType);
+  constexpr int kValueWindow = 16 / kSize;  // keys: 8 of floats, in rows of 4 KiB, crowd L1 (20 % slower)
+  const int32_t rows = task.row1 - task.row0, kv_heads = task.kv_heads;
+  const DecodeLayout l = decode_layout(p, task);
   float* queries = reinterpret_cast<float*>(scratch + l.queries);
   float* out = reinterpret_cast<float*>(scratch + l.out);
   float* scores = reinterpret_cast<float*>(scratch + l.scores);
@@ -212,69 +210,120 @@ void run_decode(const Problem& p, const Task& task, char* scratch) {
   __builtin_memset(scratch, 0, l.total);
 
   const Sequence s = sequence_of(p, task.batch);
-  const int32_t head0 = task.kv_head * (p.heads / p.kv_heads);
+  const int32_t group = p.heads / p.kv_heads, head0 = task.kv_head * group;
   RowWalk walks[kMaxDecodeRows] = {{0, 1}, {0, 1}, {0, 1}, {0, 1}, {0, 1}, {0, 1}, {0, 1}, {0, 1}};
-  RowState states[kMaxDecodeRows];
+  RowState states[kMaxDecodeHeadRows];
+  float decays[kMaxDecodeHeadRows] = {};
   int32_t begin = s.sk, end = 0;
   for (int r = 0; r < rows; ++r) {
     walks[r] = RowWalk(task.row0 + r, s.sq);
-    states[r] = {kMinusInf, 0};
-    const char* q = s.q + (head0 + walks[r].group_head) * p.q.head + walks[r].query * p.q.seq;
-    for (int c = 0; c < p.d; c += kLanes) {
-      const int n = min_int(kLanes, p.d - c);
-      store(queries + r * l.d + c, load_as_float<kType>(q + static_cast<size_t>(c) * type_size(kType), n));
-    }
     begin = min_int(begin, walks[r].query - s.left);
     end = max_int(end, walks[r].query + s.right + 1);
   }
-  begin = max_int(begin, task.key0);
-  end = min_int(end, min_int(task.key1, s.sk));
+  const int32_t last = min_int(task.key1, s.sk);
+  begin = min_int(max_int(begin, task.key0), last);
+  end = min_int(end, last);
+  for (int h = 0; h < kv_heads; ++h) {
+    for (int r = 0; r < rows; ++r) {
+      const char* q = s.q + (head0 + h * group + walks[r].group_head) * p.q.head + walks[r].query * p.q.seq;
+      float* to = queries + (h * l.rows + r) * l.d;
+      states[h * l.rows + r] = {kMinusInf, 0};
+      for (int c = 0; c < p.d; c += kPair, q += kPair * kSize) {
+        const Two x = p.d - c < kPair ? load_two<kType>(q, p.d - c) : load_two<kType>(q);
+        store(to + c, x.a);
+        store(to + c + kLanes, x.b);
+      }
+    }
+  }
 
   ScoreRule rule{};
   rule.scale = p.softcap > 0 ? p.scale / p.softcap : p.scale * kLog2e;
   rule.cap = p.softcap > 0 ? p.softcap * kLog2e : 0;
   const char* mask = p.mask.data == nullptr ? nullptr : p.mask.data + task.batch * p.mask.batch + head0 * p.mask.head;
+
+  const char* keys = s.k + task.kv_head * p.k.head + begin * p.k.seq;
+  const char* values = s.v + task.kv_head * p.v.head + begin * p.v.seq;
+  const int64_t key_lines = ((kv_heads - 1) * p.k.head + p.d * kSize + Ahead::kLine - 1) / Ahead::kLine;
+  const int64_t value_lines = ((kv_heads - 1) * p.v.head + p.dv * kSize + Ahead::kLine - 1) / Ahead::kLine;
+  Ahead ahead({keys, p.k.seq, key_lines}, {values, p.v.seq, value_lines}, max_int(end - begin, 0));
+  // Rows of a head go four at a time, the last one or two by themselves: few of them, and sum_each takes more keys.
+  const int key_window = max_int(4, kLanes / (l.rows % 4 == 0 ? 4 : l.rows % 4));
+  // A window's heads are read one after another, so that its last rows are wanted early: it is prefetched as a whole.
+  const int64_t window_lines = key_lines * key_window, least = kAhead / Ahead::kLine;
+  ahead.advance(window_lines > least ? window_lines : least);
+
   for (int32_t key0 = begin; key0 < end; key0 += kChunk) {
     const int32_t count = min_int(kChunk, end - key0);
-    const char* keys = s.k + task.kv_head * p.k.head + key0 * p.k.seq;
-    const char* values = s.v + task.kv_head * p.v.head + key0 * p.v.seq;
-    for (int r0 = 0; r0 < rows; r0 += 4) {
-      const int n = min_int(4, rows - r0);
-      float* block = scores + r0 * kChunk;
-      const float* q = queries + r0 * l.d;
-      if (n == 1) dot_keys<kType, 1>(p.k, keys, count, p.d, q, l.d, block);
-      if (n == 2) dot_keys<kType, 2>(p.k, keys, count, p.d, q, l.d, block);
-      if (n > 2) dot_keys<kType, 4>(p.k, keys, count, p.d, q, l.d, block);  // a fourth row of zeros
-      float decay[4] = {0, 0, 0, 0};
-      for (int r = r0; r < r0 + n; ++r) {
+    for (int k = 0; k < count; k += key_window) {
+      const int n = min_int(key_window, count - k);
+      const int64_t share = key_lines * n / kv_heads;
+      for (int h = 0; h < kv_heads; ++h) {
+        const char* from = keys + h * p.k.head;
+        const char* next = ahead.claim(h + 1 < kv_heads ? share : key_lines * n - share * h, from);
+        for (int r = 0; r < l.rows; r += 4) {
+          const float* q = queries + (h * l.rows + r) * l.d;
+          float* to = scores + (h * l.rows + r) * kChunk + k;
+          const int left = l.rows - r;
+          if (left == 1) dot_keys<kType, 1>(p.k, from, n, p.d, q, l.d, to, next);
+          if (left == 2) dot_keys<kType, 2>(p.k, from, n, p.d, q, l.d, to, next);
+          if (left > 2) dot_keys<kType, 4>(p.k, from, n, p.d, q, l.d, to, next);
+        }
+      }
+      keys += n * p.k.seq;
+    }
+    for (int h = 0; h < kv_heads; ++h) {
+      for (int r = 0; r < rows; ++r) {
         const RowWalk& walk = walks[r];
+        const int row = h * l.rows + r;
         if (mask != nullptr) {
-          const char* row = mask + walk.group_head * p.mask.head + walk.query * p.mask.query;
-          mask_row(p.mask, row, key0, count, bias);
+          const char* at = mask + (h * group + walk.group_head) * p.mask.head + walk.query * p.mask.query;
+          mask_row(p.mask, at, key0, count, bias);
         }
         const int from = max_int(0, walk.query - s.left - key0);
         const int to = min_int(count, walk.query + s.right + 1 - key0);
-        decay[r - r0] = weigh(scores + r * kChunk, count, rule, mask != nullptr ? bias : nullptr, from, to, states[r]);
+        decays[row] = weigh(scores + row * kChunk, count, rule, mask != nullptr ? bias : nullptr, from, to, states[row]);
       }
-      float* o = out + r0 * l.dv;
-      if (n == 1) add_all_values<kType, 1>(p.v, values, count, p.dv, block, decay, o, l.dv);
-      if (n == 2) add_all_values<kType, 2>(p.v, values, count, p.dv, block, decay, o, l.dv);
-      if (n > 2) add_all_values<kType, 4>(p.v, values, count, p.dv, block, decay, o, l.dv);
+    }
+    for (int k = 0; k < count; k += kValueWindow) {
+      const int n = min_int(kValueWindow, count - k);
+      const int64_t share = value_lines * n / kv_heads;
+      for (int h = 0; h < kv_heads; ++h) {
+        const char* from = values + h * p.v.head;
+        const char* next = ahead.claim(h + 1 < kv_heads ? share : value_lines * n - share * h, from);
+        for (int r = 0; r < l.rows; r += 4) {
+          const int row = h * l.rows + r, left = l.rows - r;
+          const float* weights = scores + row * kChunk + k;
+          float* o = out + row * l.dv;
+          if (left == 1) add_all_values<kType, 1>(p.v, from, n, p.dv, weights, decays + row, o, l.dv, next);
+          if (left == 2) add_all_values<kType, 2>(p.v, from, n, p.dv, weights, decays + row, o, l.dv, next);
+          if (left > 2) add_all_values<kType, 4>(p.v, from, n, p.dv, weights, decays + row, o, l.dv, next);
+        }
+        for (int r = 0; r < l.rows; ++r) decays[h * l.rows + r] = 1;
+      }
+      values += n * p.v.seq;
     }
   }
 
-  for (int r = 0; r < rows; ++r) {
-    const int32_t head = head0 + walks[r].group_head;
-    char* to = s.out + head * p.out.head + walks[r].query * p.out.seq + task.split * p.out_split;
-    const float sum = states[r].sum, inverse = 1.0f / sum;
-    for (int c = 0; c < p.dv; c += kLanes) {
-      const F o = load<F>(out + r * l.dv + c);
-      const size_t offset = static_cast<size_t>(c) * type_size(p.out_type);
-      store_from_float(to + offset, sum == 0 ? F{} : o * inverse, p.out_type, min_int(kLanes, p.dv - c));
-    }
-    if (p.lse != nullptr) {
-      const float value = sum == 0 ? kMinusInf : natural_lse(states[r].highest, sum);
-      p.lse[s.lse_offset + head * p.lse_head + walks[r].query + task.split * p.lse_split] = value;
+  for (int h = 0; h < kv_heads; ++h) {
+    for (int r = 0; r < rows; ++r) {
+      const int32_t row = h * l.rows + r, head = head0 + h * group + walks[r].group_head;
+      char* to = s.out + head * p.out.head + walks[r].query * p.out.seq + task.split * p.out_split;
+      const float sum = states[row].sum, inverse = sum == 0 ? 0.0f : 1.0f / sum;
+      for (int c = 0; c < p.dv; c += kPair) {
+        const float* o = out + row * l.dv + c;
+        const Two x = in_order<kType>({load<F>(o) * inverse, load<F>(o + kLanes) * inverse});
+        char* at = to + static_cast<size_t>(c) * type_size(p.out_type);
+        const int n = p.dv - c;
+        store_from_float(at, sum == 0 ? F{} : x.a, p.out_type, min_int(kLanes, n));
+        if (n > kLanes) {
+          at += kLanes * type_size(p.out_type);
+          store_from_float(at, sum == 0 ? F{} : x.b, p.out_type, min_int(kLanes, n - kLanes));
+        }
+      }
+      if (p.lse != nullptr) {
+        const float value = sum == 0 ? kMinusInf : natural_lse(states[row].highest, sum);
+        p.lse[s.lse_offset + head * p.lse_head + walks[r].query + task.split * p.lse_split] = value;
+      }
     }
   }
 }

@@ -40,6 +40,13 @@ Buffer allocate(size_t bytes);
 // Tasks of at most kChunkRows rows of one query head, over all keys each.
 std::vector<Task> plan_chunks(const Problem& problem, int32_t panel, int32_t threads);
 
+// Tasks of the decoding kernel, for at most kMaxDecodeRows query rows to a key head.
+struct DecodePlan {
+  int32_t splits;  // parts that the keys are cut into
+  std::vector<Task> tasks;
+};
+DecodePlan plan_decode(const Problem& problem, int32_t threads);
+
 // Runs body(task, worker) for every task index on at most `workers` of torch's threads.
 template <class Body>
 void share_tasks(size_t tasks, int64_t workers, const Body& body) {

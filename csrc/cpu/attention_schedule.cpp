@@ -21,7 +21,7 @@ int32_t ceil_div(int64_t a, int64_t b) { return static_cast<int32_t>((a + b - 1)
 
 void add_tasks(Plan& plan, const Problem& p, int32_t batch, int32_t kv_head, int32_t sq, int32_t sk) {
   const int32_t group = p.heads / p.kv_heads;
-  const bool merge = plan.decode || sq < kMergeBelow;
+  const bool merge = sq < kMergeBelow;
   const int32_t run = merge ? group * sq : plan.heads_per_task * sq;
   const int32_t per_split = plan.splits == 1 ? sk : (ceil_div(sk, plan.splits) + 63) / 64 * 64;
   for (int32_t start = 0; start < group * sq; start += run) {
@@ -64,24 +64,16 @@ void cut_rows(Plan& plan, const Problem& p, int32_t panel, int32_t threads) {
   if (runs * ceil_div(run, plan.rows_per_task) < 2 * threads) plan.rows_per_task = pieces(2 * threads, panel);
 }
 
-Plan plan_problem(const Problem& p, int32_t panel, int32_t threads) {
+Plan plan_rows(const Problem& p, int32_t panel, int32_t threads) {
   Plan plan{};
-  const int64_t heads = int64_t{p.batch} * p.kv_heads;
-  const int32_t group = p.heads / p.kv_heads;
   plan.splits = 1;
-  plan.decode = int64_t{group} * p.sq <= kMaxDecodeRows;
-  if (plan.decode) {
-    plan.heads_per_task = group;
-    plan.rows_per_task = kMaxDecodeRows;
-  } else {
-    cut_rows(plan, p, panel, threads);
-  }
-  const int32_t run = p.sq < kMergeBelow ? group * p.sq : plan.heads_per_task * p.sq;
-  const int64_t runs = p.sq < kMergeBelow ? 1 : ceil_div(group, plan.heads_per_task);
-  const int64_t tasks = plan.decode ? heads : heads * runs * ceil_div(run, plan.rows_per_task);
-  const int64_t wanted = plan.decode ? 4 * threads : 2 * threads;
+  cut_rows(plan, p, panel, threads);
+  const bool merge = p.sq < kMergeBelow;
+  const int32_t group = p.heads / p.kv_heads, run = (merge ? group : plan.heads_per_task) * p.sq;
+  const int64_t runs = int64_t{p.batch} * p.kv_heads * (merge ? 1 : ceil_div(group, plan.heads_per_task));
+  const int64_t tasks = std::max<int64_t>(1, runs * ceil_div(run, plan.rows_per_task)), wanted = 2 * threads;
   if (threads > 1 && p.cu_q == nullptr && tasks < wanted) {
-    const int64_t most = std::max<int64_t>(1, p.sk / (plan.decode ? 256 : 768));
+    const int64_t most = std::max<int64_t>(1, p.sk / 768);
     plan.splits = static_cast<int32_t>(std::min<int64_t>(most, ceil_div(wanted, tasks)));
   }
   return plan;
@@ -95,11 +87,22 @@ void fill(Plan& plan, const Problem& p) {
   }
 }
 
+Plan plan_problem(const Problem& p, int32_t panel, int32_t threads) {
+  if (int64_t{p.heads / p.kv_heads} * p.sq <= kMaxDecodeRows) {
+    DecodePlan decode = plan_decode(p, threads);
+    return {true, 0, 0, decode.splits, std::move(decode.tasks)};
+  }
+  Plan plan = plan_rows(p, panel, threads);
+  fill(plan, p);
+  return plan;
+}
+
 void run_tasks(const Problem& p, const Kernels& k, const Plan& plan, int32_t threads) {
-  size_t rows = 0;
-  for (const Task& t : plan.tasks) rows = std::max(rows, static_cast<size_t>(t.row1 - t.row0));
-  const int32_t most = static_cast<int32_t>(rows);
-  const size_t each = to_pages(plan.decode ? k.decode_scratch_bytes(p, most) : k.scratch_bytes(p, most));
+  size_t bytes = 0;
+  for (const Task& t : plan.tasks) {
+    bytes = std::max(bytes, plan.decode ? k.decode_scratch_bytes(p, t) : k.scratch_bytes(p, t.row1 - t.row0));
+  }
+  const size_t each = to_pages(bytes);
   const int64_t workers = std::min<int64_t>(threads, plan.tasks.size());
   const Buffer scratch = allocate(each * workers);
   const auto run = plan.decode ? k.decode : k.run;
@@ -148,8 +151,7 @@ const Kernels& kernels() {
 void run_problem(const Problem& problem) {
   const Kernels& k = kernels();
   const int32_t threads = static_cast<int32_t>(torch::stable::get_num_threads());
-  Plan plan = plan_problem(problem, k.panel, threads);
-  fill(plan, problem);
+  const Plan plan = plan_problem(problem, k.panel, threads);
   if (plan.tasks.empty()) return;
   if (plan.splits == 1) return run_tasks(problem, k, plan, threads);
 
