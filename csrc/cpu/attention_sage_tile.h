@@ -65,10 +65,10 @@ __attribute__((noinline)) void byte_score_tile(const uint32_t* k, size_t stride,
   }
 }
 
-// O^T += weight * float(V8^T P8)
+// O^T += weight * float(V8^T P8), or = where it is the panel's first.
 template <int GROUP, int NV>
 __attribute__((noinline)) void byte_value_tile(const uint32_t* v, const uint32_t* p, int depth, const F* weight,
-                                               float* out) {
+                                               bool first, float* out) {
   I acc[GROUP][NV];
   SGL_UNROLL for (int i = 0; i < GROUP; ++i) SGL_UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = I{};
 #pragma GCC unroll 1
@@ -83,21 +83,22 @@ __attribute__((noinline)) void byte_value_tile(const uint32_t* v, const uint32_t
   SGL_UNROLL for (int i = 0; i < GROUP; ++i) {
     SGL_UNROLL for (int j = 0; j < NV; ++j) {
       float* o = out + (i * NV + j) * kLanes;
-      store(o, __builtin_convertvector(acc[i][j], F) * weight[j] + load<F>(o));
+      const F x = __builtin_convertvector(acc[i][j], F) * weight[j];
+      store(o, first ? x : x + load<F>(o));
     }
   }
 }
 
 template <int NV>
 void accumulate_bytes(const uint32_t* v, size_t block_units, int unit0, int units, const uint32_t* p, const F* weight,
-                      float* out, int channels) {
+                      bool first, float* out, int channels) {
   for (int c = 0; c < channels;) {
     const int group = channel_group(channels - c);
     const uint32_t* vc = v + static_cast<size_t>(c) * block_units + static_cast<size_t>(unit0) * group;
     float* oc = out + static_cast<size_t>(c) * NV * kLanes;
-    if (group == 6) byte_value_tile<6, NV>(vc, p, units, weight, oc);
-    if (group == 4) byte_value_tile<4, NV>(vc, p, units, weight, oc);
-    if (group == 2) byte_value_tile<2, NV>(vc, p, units, weight, oc);
+    if (group == 6) byte_value_tile<6, NV>(vc, p, units, weight, first, oc);
+    if (group == 4) byte_value_tile<4, NV>(vc, p, units, weight, first, oc);
+    if (group == 2) byte_value_tile<2, NV>(vc, p, units, weight, first, oc);
     c += group;
   }
 }

@@ -1,0 +1,273 @@
+// Rows of Q, K and V to bytes. Rows go kLanes at a time, so that what one number says of a row (its range, the sum of
+// its bytes) is found for all of them together by one transpose; row by row it took more than the products at 256 rows.
+#pragma once
+
+#include "attention_sage.h"
+
+namespace sgl_kernels::attention {
+namespace {
+
+SGL_INLINE I to_int(F x) {  // nearest, |x| < 2^22
+#if defined(__AVX512F__)
+  return reinterpret_cast<I>(_mm512_cvtps_epi32(x));
+#elif defined(__AVX2__)
+  return reinterpret_cast<I>(_mm256_cvtps_epi32(x));
+#else
+  return reinterpret_cast<I>(reinterpret_cast<U>(x + splat(12582912.0f)) - 0x4b400000u);
+#endif
+}
+
+SGL_INLINE I larger(I a, I b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<I>(_mm512_max_epi32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<I>(_mm256_max_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
+
+// Four vectors of bytes, each in 32 bits, one after the other: 4 bytes to a lane.
+SGL_INLINE I join_bytes(I a, I b, I c, I d) {
+#if defined(__AVX512F__)
+  const __m512i low = _mm512_packs_epi32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+  const __m512i high = _mm512_packs_epi32(reinterpret_cast<__m512i>(c), reinterpret_cast<__m512i>(d));
+  const I order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};  // packing stays within 128 bits
+  return reinterpret_cast<I>(
+      _mm512_permutexvar_epi32(reinterpret_cast<__m512i>(order), _mm512_packs_epi16(low, high)));
+#elif defined(__AVX2__)
+  const __m256i low = _mm256_packs_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b));
+  const __m256i high = _mm256_packs_epi32(reinterpret_cast<__m256i>(c), reinterpret_cast<__m256i>(d));
+  const I order = {0, 4, 1, 5, 2, 6, 3, 7};
+  return reinterpret_cast<I>(
+      _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), reinterpret_cast<__m256i>(order)));
+#elif defined(__x86_64__)
+  const __m128i low = _mm_packs_epi32(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b));
+  const __m128i high = _mm_packs_epi32(reinterpret_cast<__m128i>(c), reinterpret_cast<__m128i>(d));
+  return reinterpret_cast<I>(_mm_packs_epi16(low, high));
+#else
+  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
+  const Bytes parts[4] = {__builtin_convertvector(a, Bytes), __builtin_convertvector(b, Bytes),
+                          __builtin_convertvector(c, Bytes), __builtin_convertvector(d, Bytes)};
+  return load<I>(parts);
+#endif
+}
+
+// Byte i of a lane: that lane of vector i.
+SGL_INLINE I interleave_bytes(I a, I b, I c, I d) {
+#if defined(__AVX2__)
+  // Within 128 bits the packed bytes are a[0..3] b[0..3] c[0..3] d[0..3].
+  const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+#endif
+#if defined(__AVX512F__)
+  const __m512i low = _mm512_packs_epi32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+  const __m512i high = _mm512_packs_epi32(reinterpret_cast<__m512i>(c), reinterpret_cast<__m512i>(d));
+  return reinterpret_cast<I>(
+      _mm512_shuffle_epi8(_mm512_packs_epi16(low, high), _mm512_broadcast_i32x4(order)));
+#elif defined(__AVX2__)
+  const __m256i low = _mm256_packs_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b));
+  const __m256i high = _mm256_packs_epi32(reinterpret_cast<__m256i>(c), reinterpret_cast<__m256i>(d));
+  return reinterpret_cast<I>(
+      _mm256_shuffle_epi8(_mm256_packs_epi16(low, high), _mm256_broadcastsi128_si256(order)));
+#else
+  const U x = reinterpret_cast<U>(a) & 0xff, y = reinterpret_cast<U>(b) & 0xff, z = reinterpret_cast<U>(c) & 0xff;
+  return reinterpret_cast<I>(x | y << 8 | z << 16 | reinterpret_cast<U>(d) << 24);
+#endif
+}
+
+// kLanes channels from c on of a row, (x - mean) * factor; 0 past the last channel. mean may be null.
+template <Type kType>
+SGL_INLINE F balanced(const char* row, int c, int channels, const float* mean, const float* factor) {
+  const char* from = row + static_cast<size_t>(c) * type_size(kType);
+  F x = channels - c >= kLanes ? load_as_float<kType>(from) : load_as_float<kType>(from, channels - c);
+  if (mean != nullptr) x = x - load<F>(mean + c);
+  return x * load<F>(factor + c);
+}
+
+// The largest |balanced channel| of each row, a lane for each; NaN where a row holds one or an infinity.
+template <Type kType>
+SGL_INLINE F row_ranges(const char* const* rows, int count, int channels, const float* mean, const float* factor) {
+  F tops[kLanes];
+  for (int i = 0; i < count; ++i) {
+    // As integers: above every finite magnitude is infinity, and above that NaN.
+    I top{};
+    int c = 0;
+    for (; c + 4 * kLanes <= channels; c += 4 * kLanes) {
+      I part[4];
+      SGL_UNROLL for (int v = 0; v < 4; ++v) {
+        part[v] = bits(balanced<kType>(rows[i], c + v * kLanes, c + 4 * kLanes, mean, factor)) & 0x7fffffff;
+      }
+      top = larger(larger(top, larger(part[0], part[1])), larger(part[2], part[3]));
+    }
+    for (; c < channels; c += kLanes) {
+      top = larger(bits(balanced<kType>(rows[i], c, channels, mean, factor)) & 0x7fffffff, top);
+    }
+    tops[i] = as_float(top);
+  }
+  for (int i = count; i < kLanes; ++i) tops[i] = F{};
+  transpose(tops);
+  I top = bits(tops[0]);
+  SGL_UNROLL for (int i = 1; i < kLanes; ++i) top = larger(bits(tops[i]), top);
+  return top >= 0x7f800000 ? splat(__builtin_nanf("")) : as_float(top);
+}
+
+SGL_INLINE F byte_inverse(F range) { return range > splat(1e-30f) ? 127.0f / range : F{}; }
+
+// Channels c .. c + 4 * kLanes of a row as signed bytes, 0 past the last channel; total: their sums, added.
+template <Type kType>
+SGL_INLINE I row_bytes(const char* row, int c, int channels, const float* mean, const float* factor, F inverse,
+                       I* total) {
+  I y[4];
+  if (channels - c >= 4 * kLanes) {
+    SGL_UNROLL for (int v = 0; v < 4; ++v) {
+      y[v] = to_int(balanced<kType>(row, c + v * kLanes, c + 4 * kLanes, mean, factor) * inverse);
+    }
+  } else {
+    SGL_UNROLL for (int v = 0; v < 4; ++v) {
+      const int at = c + v * kLanes;
+      y[v] = at < channels ? to_int(balanced<kType>(row, at, channels, mean, factor) * inverse) : I{};
+    }
+  }
+  if (total != nullptr) *total += (y[0] + y[1]) + (y[2] + y[3]);
+  return join_bytes(y[0], y[1], y[2], y[3]);
+}
+
+// Keys first .. first + count of a head (count <= kLanes) with their scales and offsets. `end`: the first element that
+// is not this block's; up to there a row may spill over into the next ones, which are written later.
+template <Type kType>
+void quantise_keys(const SageHead& h, const char* row, int64_t stride, int first, int count, int channels,
+                   const uint32_t* end) {
+  const char* rows[kLanes];
+  for (int i = 0; i < count; ++i, row += stride) rows[i] = row;
+  const F range = row_ranges<kType>(rows, count, channels, h.key_mean, h.key_inverse);
+  float inverse[kLanes];
+  store(inverse, byte_inverse(range));
+  F sums[kLanes] = {};
+  uint32_t* to = h.keys + static_cast<size_t>(first) * h.elements;
+  for (int i = 0; i < count; ++i, to += h.elements) {
+    I total{};
+    for (int e = 0; e < h.elements; e += kLanes) {
+      const I words =
+          row_bytes<kType>(rows[i], 4 * e, channels, h.key_mean, h.key_inverse, splat(inverse[i]), &total);
+      if (end - (to + e) >= kLanes) {
+        store(to + e, words);
+      } else {
+        __builtin_memcpy(to + e, &words, static_cast<size_t>(h.elements - e) * 4);
+      }
+    }
+    sums[i] = as_float(total);
+  }
+  transpose(sums);
+  I sum = bits(sums[0]);
+  SGL_UNROLL for (int i = 1; i < kLanes; ++i) sum += bits(sums[i]);
+  const F scale = range / 127.0f;
+  sum = sum * -128;
+  __builtin_memcpy(h.key_scale + first, &scale, static_cast<size_t>(count) * 4);
+  __builtin_memcpy(h.key_offset + first, &sum, static_cast<size_t>(count) * 4);
+}
+
+constexpr int kMostChannels = 1024;  // of the buffers on the stack; the op sends larger heads to the exact kernels
+
+// V's bytes of one block, 4 keys to a word. kLines words of every channel are made before they are scattered: a load
+// that straddles two vectors still on their way to the cache waits for both.
+template <Type kType>
+void quantise_values(const SageHead& h, const char* v, int64_t stride, int count, int channels, uint32_t* to) {
+  constexpr int kWidth = kMostChannels + 2 * kLanes;
+  uint32_t lines[kLines][kWidth];
+  const int block_units = h.block / 4, units = (count + 3) / 4;
+  for (int u0 = 0; u0 < units; u0 += kLines) {
+    const int u1 = min_int(u0 + kLines, units);
+    for (int u = u0; u < u1; ++u) {
+      const char* row = v + 4 * u * stride;
+      const int keys = min_int(4, count - 4 * u);
+      for (int c = 0; c < channels; c += kLanes) {
+        const F mean = load<F>(h.value_mean + c), inverse = load<F>(h.value_inverse + c);
+        const char* from = row + static_cast<size_t>(c) * type_size(kType);
+        const int n = min_int(kLanes, channels - c);
+        const auto quantise = [&](int i) {
+          const char* at = from + i * stride;
+          const F x = n == kLanes ? load_as_float<kType>(at) : load_as_float<kType>(at, n);
+          return to_int((x - mean) * inverse);
+        };
+        I y[4] = {};
+        if (keys == 4) {
+          SGL_UNROLL for (int i = 0; i < 4; ++i) y[i] = quantise(i);
+        } else {
+          for (int i = 0; i < keys; ++i) y[i] = quantise(i);
+        }
+        store(lines[u - u0] + c, interleave_bytes(y[0], y[1], y[2], y[3]));
+      }
+    }
+    int c = 0;
+    for (; h.channels - c >= 12 || h.channels - c == 6; c += kChannelRows) {
+      uint32_t* slot = to + static_cast<size_t>(c) * block_units + static_cast<size_t>(u0) * kChannelRows;
+      for (int u = u0; u < u1; ++u, slot += kChannelRows) {
+        // 32 bytes in one move; the two words too many are the next unit's, which comes later.
+        __builtin_memcpy(slot, lines[u - u0] + c, u + 1 < block_units ? 32 : 24);
+      }
+    }
+    while (c < h.channels) {
+      const int group = channel_group(h.channels - c);
+      uint32_t* slot = to + static_cast<size_t>(c) * block_units + static_cast<size_t>(u0) * group;
+      for (int u = u0; u < u1; ++u, slot += group) {
+        if (group == 6) __builtin_memcpy(slot, lines[u - u0] + c, 24);
+        if (group == 4) __builtin_memcpy(slot, lines[u - u0] + c, 16);
+        if (group == 2) __builtin_memcpy(slot, lines[u - u0] + c, 8);
+      }
+      c += group;
+    }
+  }
+}
+
+template <Type kType>
+void quantise_block(const Problem& p, int32_t batch, int32_t kv_head, int32_t block, char* memory) {
+  const SageHead h = sage_head(p, memory);
+  const Sequence s = sequence_of(p, batch);
+  const int32_t key0 = block * h.block, count = min_int(h.block, p.sk - key0);
+  const uint32_t* end = h.keys + static_cast<size_t>(key0 + h.block) * h.elements;
+  const char* k = s.k + kv_head * p.k.head + key0 * p.k.seq;
+  for (int r = 0; r < count; r += kLanes) {
+    quantise_keys<kType>(h, k + r * p.k.seq, p.k.seq, key0 + r, min_int(kLanes, count - r), p.d, end);
+  }
+  if (count < h.block) {  // keys that are not there: bytes and scales of 0
+    const size_t first = static_cast<size_t>(key0 + count), missing = static_cast<size_t>(h.block - count);
+    __builtin_memset(h.keys + first * h.elements, 0, missing * h.elements * 4);
+    __builtin_memset(h.key_scale + first, 0, missing * 4);
+    __builtin_memset(h.key_offset + first, 0, missing * 4);
+  }
+  uint32_t* values = h.values + static_cast<size_t>(block) * (h.block / 4) * h.channels;
+  quantise_values<kType>(h, s.v + kv_head * p.v.head + key0 * p.v.seq, p.v.seq, count, p.dv, values);
+}
+
+// One panel's queries as bytes with 128 added, transposed like pack_queries; their scales, per lane.
+template <Type kType>
+void quantise_queries(const Problem& p, const SageHead& h, const char* heads, RowWalk walk, const Panel& panel,
+                      float* to, F* scales) {
+  const int nv = panel.vectors;
+  // The scale's sign stays on it: scores are products of floats here.
+  const float unit = p.scale * kLog2e / 127.0f;
+  const U shift = U{} + 0x80808080u;
+  for (int j = 0; j < nv; ++j) {
+    const int count = min_int(kLanes, panel.rows - j * kLanes);
+    const char* rows[kLanes];
+    for (int i = 0; i < count; ++i, walk.next()) rows[i] = heads + walk.group_head * p.q.head + walk.query * p.q.seq;
+    for (int i = count; i < kLanes; ++i) rows[i] = rows[0];  // lanes that no row uses
+    const F range = row_ranges<kType>(rows, kLanes, p.d, nullptr, h.key_factor);
+    float inverse[kLanes];
+    store(inverse, byte_inverse(range));
+    scales[j] = lane_index() < count ? range * unit : F{};
+    for (int e = 0; e < h.elements; e += kLanes) {
+      F block[kLanes];
+      for (int i = 0; i < kLanes; ++i) {
+        const I words = row_bytes<kType>(rows[i], 4 * e, p.d, nullptr, h.key_factor, splat(inverse[i]), nullptr);
+        block[i] = as_float(reinterpret_cast<U>(words) ^ shift);
+      }
+      transpose(block);
+      const int n = min_int(kLanes, h.elements - e);
+      for (int i = 0; i < n; ++i) store(to + (static_cast<size_t>(e + i) * nv + j) * kLanes, block[i]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace sgl_kernels::attention
