@@ -241,16 +241,24 @@ void quantise_block(const Problem& p, int32_t batch, int32_t kv_head, int32_t bl
 
 // One panel's queries as bytes with 128 added, transposed like pack_queries; their scales, per lane.
 template <Type kType>
-void quantise_queries(const Problem& p, const SageHead& h, const char* heads, RowWalk walk, const Panel& panel,
+__attribute__((noinline)) void quantise_queries(const Problem& p, const SageHead& h, const char* heads, RowWalk walk, const Panel& panel,
                       float* to, F* scales) {
   const int nv = panel.vectors;
   // The scale's sign stays on it: scores are products of floats here.
   const float unit = p.scale * kLog2e / 127.0f;
   const U shift = U{} + 0x80808080u;
+  RowWalk ahead = walk;
+  const auto prefetch = [&](int rows) {
+    for (int i = 0; i < rows; ++i, ahead.next()) {
+      prefetch_row(heads + ahead.group_head * p.q.head + ahead.query * p.q.seq, p.d * type_size(kType));
+    }
+  };
+  prefetch(min_int(kLanes, panel.rows));
   for (int j = 0; j < nv; ++j) {
     const int count = min_int(kLanes, panel.rows - j * kLanes);
     const char* rows[kLanes];
     for (int i = 0; i < count; ++i, walk.next()) rows[i] = heads + walk.group_head * p.q.head + walk.query * p.q.seq;
+    prefetch(min_int(kLanes, panel.rows - (j + 1) * kLanes));
     for (int i = count; i < kLanes; ++i) rows[i] = rows[0];  // lanes that no row uses
     const F range = row_ranges<kType>(rows, kLanes, p.d, nullptr, h.key_factor);
     float inverse[kLanes];

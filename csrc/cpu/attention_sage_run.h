@@ -198,7 +198,9 @@ void run_sage(const Problem& p, const Task& task, char* memory, bool int8_values
     for (int j = 0; j < panels[n].vectors; ++j) {
       panels[n].sum[j] += query_scales[n][j] * 0.0f;  // a query with NaN or infinities is NaN
     }
-    store_sage<kType>(p, out, RowWalk(task.row0 + n * kPanel, s.sq), panels[n], int8_values ? &h : nullptr);
+    const RowWalk walk(task.row0 + n * kPanel, s.sq);
+    int8_values ? store_sage<kType, true>(p, out, walk, panels[n], h)
+                : store_sage<kType, false>(p, out, walk, panels[n], h);
   }
 }
 

@@ -39,8 +39,9 @@ static inline void start_sage(Panel* panels, int32_t count, int32_t channels, Ro
 
 // The bits of a 16-bit type in the low half of each lane. x is finite or the NaN of row_ranges, so that rounding needs
 // no test for NaN (whose mantissa it could carry over).
-SGL_INLINE U half_bits(F x, Type type) {
-  if (type == Type::f16) return widen(to_f16(x));
+template <Type kType>
+SGL_INLINE U half_bits(F x) {
+  if constexpr (kType == Type::f16) return widen(to_f16(x));
   const U u = reinterpret_cast<U>(x);
   return (u + 0x7fff + ((u >> 16) & 1)) >> 16;
 }
@@ -53,11 +54,13 @@ SGL_INLINE void store_bytes(char* to, F x, int bytes) {
   __builtin_memcpy(to, &x, static_cast<size_t>(bytes));
 }
 
-// O^T / sum to rows. A row that saw no key is 0. h: of V's scales and means, or null where O^T has them already.
-template <Type kType>
-void store_sage(const Problem& p, char* heads, RowWalk walk, const Panel& panel, const SageHead* h) {
+// O^T / sum to rows. A row that saw no key is 0. kBytes: O^T lacks V's scales and means, which are h's.
+template <Type kType, bool kBytes>
+__attribute__((noinline)) void store_sage(const Problem& p, char* heads, RowWalk walk, const Panel& panel,
+                                          const SageHead& h) {
   constexpr int kEach = kType == Type::f32 ? 1 : 2;  // channels in 32 bits: two are joined before the transpose
   const int nv = panel.vectors;
+  const size_t step = static_cast<size_t>(nv) * kLanes;
   for (int j = 0; j < nv; ++j) {
     const int rows = min_int(kLanes, panel.rows - j * kLanes);
     char* row[kLanes];
@@ -65,25 +68,28 @@ void store_sage(const Problem& p, char* heads, RowWalk walk, const Panel& panel,
     const F sum = panel.sum[j];
     const I seen = sum != F{};
     const F inverse = seen ? 1.0f / sum : F{};
-    const auto result = [&](int c) {
-      const F o = load<F>(panel.out + (static_cast<size_t>(c) * nv + j) * kLanes) * inverse;
-      return as_float(bits(h == nullptr ? o : o * splat(h->value_scale[c]) + splat(h->value_mean[c])) & seen);
+    const float *from = panel.out + j * kLanes, *scale = h.value_scale, *mean = h.value_mean;
+    const auto result = [&](int c) {  // channel c from where the pointers are
+      F o = load<F>(from + c * step) * inverse;
+      if constexpr (kBytes) o = o * splat(scale[c]) + splat(mean[c]);
+      return seen ? o : F{};
     };
-    for (int c = 0; c < p.dv; c += kLanes * kEach) {
+    const auto element = [&](int i) {
+      if constexpr (kEach == 1) return result(i);
+      return as_float(half_bits<kType>(result(2 * i)) | half_bits<kType>(result(2 * i + 1)) << 16);
+    };
+    constexpr int kChannels = kLanes * kEach;
+    for (int c = 0; c < p.dv; c += kChannels, from += kChannels * step, scale += kChannels, mean += kChannels) {
       F block[kLanes];
-      const int n = min_int(kLanes * kEach, p.dv - c);
-      for (int i = 0; i < kLanes; ++i) {
-        if (i * kEach >= n) {
-          block[i] = F{};
-        } else if constexpr (kEach == 1) {
-          block[i] = result(c + i);
-        } else {  // an odd last channel has a companion of zeros in O^T, whose half is not stored
-          block[i] = as_float(half_bits(result(c + 2 * i), kType) | half_bits(result(c + 2 * i + 1), kType) << 16);
-        }
+      const int n = min_int(kChannels, p.dv - c);
+      const size_t offset = static_cast<size_t>(c) * type_size(kType);
+      if (n == kChannels) {
+        SGL_UNROLL for (int i = 0; i < kLanes; ++i) block[i] = element(i);
+      } else {  // an odd last channel has a companion of zeros in O^T, whose half is not stored
+        for (int i = 0; i < kLanes; ++i) block[i] = i * kEach < n ? element(i) : F{};
       }
       transpose(block);
-      const size_t offset = static_cast<size_t>(c) * type_size(kType);
-      if (rows == kLanes && n == kLanes * kEach) {
+      if (rows == kLanes && n == kChannels) {
         SGL_UNROLL for (int i = 0; i < kLanes; ++i) store(row[i] + offset, block[i]);
       } else {
         for (int i = 0; i < rows; ++i) store_bytes(row[i] + offset, block[i], n * type_size(kType));
