@@ -7,16 +7,6 @@
 namespace sgl_kernels::attention {
 namespace {
 
-SGL_INLINE I to_int(F x) {  // nearest, |x| < 2^22
-#if defined(__AVX512F__)
-  return reinterpret_cast<I>(_mm512_cvtps_epi32(x));
-#elif defined(__AVX2__)
-  return reinterpret_cast<I>(_mm256_cvtps_epi32(x));
-#else
-  return reinterpret_cast<I>(reinterpret_cast<U>(x + splat(12582912.0f)) - 0x4b400000u);
-#endif
-}
-
 SGL_INLINE I larger(I a, I b) {
 #if defined(__AVX512F__)
   return reinterpret_cast<I>(_mm512_max_epi32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
@@ -50,28 +40,6 @@ SGL_INLINE I join_bytes(I a, I b, I c, I d) {
   const Bytes parts[4] = {__builtin_convertvector(a, Bytes), __builtin_convertvector(b, Bytes),
                           __builtin_convertvector(c, Bytes), __builtin_convertvector(d, Bytes)};
   return load<I>(parts);
-#endif
-}
-
-// Byte i of a lane: that lane of vector i.
-SGL_INLINE I interleave_bytes(I a, I b, I c, I d) {
-#if defined(__AVX2__)
-  // Within 128 bits the packed bytes are a[0..3] b[0..3] c[0..3] d[0..3].
-  const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-#endif
-#if defined(__AVX512F__)
-  const __m512i low = _mm512_packs_epi32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
-  const __m512i high = _mm512_packs_epi32(reinterpret_cast<__m512i>(c), reinterpret_cast<__m512i>(d));
-  return reinterpret_cast<I>(
-      _mm512_shuffle_epi8(_mm512_packs_epi16(low, high), _mm512_broadcast_i32x4(order)));
-#elif defined(__AVX2__)
-  const __m256i low = _mm256_packs_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b));
-  const __m256i high = _mm256_packs_epi32(reinterpret_cast<__m256i>(c), reinterpret_cast<__m256i>(d));
-  return reinterpret_cast<I>(
-      _mm256_shuffle_epi8(_mm256_packs_epi16(low, high), _mm256_broadcastsi128_si256(order)));
-#else
-  const U x = reinterpret_cast<U>(a) & 0xff, y = reinterpret_cast<U>(b) & 0xff, z = reinterpret_cast<U>(c) & 0xff;
-  return reinterpret_cast<I>(x | y << 8 | z << 16 | reinterpret_cast<U>(d) << 24);
 #endif
 }
 
@@ -195,7 +163,7 @@ void quantise_values(const SageHead& h, const char* v, int64_t stride, int count
         } else {
           for (int i = 0; i < keys; ++i) y[i] = quantise(i);
         }
-        store(lines[u - u0] + c, interleave_bytes(y[0], y[1], y[2], y[3]));
+        store(lines[u - u0] + c, interleave_bytes<false>(y[0], y[1], y[2], y[3]));
       }
     }
     int c = 0;

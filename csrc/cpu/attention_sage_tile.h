@@ -56,13 +56,21 @@ __attribute__((noinline)) void byte_score_tile(const uint32_t* k, size_t stride,
       SGL_UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = dot_bytes(acc[i][j], qv[j], kv);
     }
   }
+  // Kept in registers: `highest` might be any of the scores, and through memory each tile waited 6 times for the last one.
+  F scale[NV], top[NV];
+  SGL_UNROLL for (int j = 0; j < NV; ++j) {
+    scale[j] = query_scale[j];
+    top[j] = highest[j];
+  }
   SGL_UNROLL for (int i = 0; i < ROWS; ++i) {
+    const F by_key = splat(key_scale[i]);
     SGL_UNROLL for (int j = 0; j < NV; ++j) {
-      const F s = __builtin_convertvector(acc[i][j], F) * (query_scale[j] * key_scale[i]);
+      const F s = __builtin_convertvector(acc[i][j], F) * (scale[j] * by_key);
       store(scores + (i * NV + j) * kLanes, s);
-      highest[j] = max(highest[j], s);
+      top[j] = max(top[j], s);
     }
   }
+  SGL_UNROLL for (int j = 0; j < NV; ++j) highest[j] = top[j];
 }
 
 // O^T += weight * float(V8^T P8), or = where it is the panel's first.
@@ -103,13 +111,58 @@ void accumulate_bytes(const uint32_t* v, size_t block_units, int unit0, int unit
   }
 }
 
+SGL_INLINE I to_int(F x) {  // nearest, |x| < 2^22
+#if defined(__AVX512F__)
+  return reinterpret_cast<I>(_mm512_cvtps_epi32(x));
+#elif defined(__AVX2__)
+  return reinterpret_cast<I>(_mm256_cvtps_epi32(x));
+#else
+  return reinterpret_cast<I>(reinterpret_cast<U>(x + splat(12582912.0f)) - 0x4b400000u);
+#endif
+}
+
+// Byte i of a lane: that lane of vector i, which fits a byte, unsigned or signed.
+template <bool kUnsigned>
+SGL_INLINE I interleave_bytes(I a, I b, I c, I d) {
+#if defined(__AVX2__)
+  // Within 128 bits the packed bytes are a[0..3] b[0..3] c[0..3] d[0..3].
+  const __m128i order = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+#endif
+#if defined(__AVX512F__)
+  const __m512i low = _mm512_packs_epi32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+  const __m512i high = _mm512_packs_epi32(reinterpret_cast<__m512i>(c), reinterpret_cast<__m512i>(d));
+  const __m512i packed = kUnsigned ? _mm512_packus_epi16(low, high) : _mm512_packs_epi16(low, high);
+  return reinterpret_cast<I>(_mm512_shuffle_epi8(packed, _mm512_broadcast_i32x4(order)));
+#elif defined(__AVX2__)
+  const __m256i low = _mm256_packs_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b));
+  const __m256i high = _mm256_packs_epi32(reinterpret_cast<__m256i>(c), reinterpret_cast<__m256i>(d));
+  const __m256i packed = kUnsigned ? _mm256_packus_epi16(low, high) : _mm256_packs_epi16(low, high);
+  return reinterpret_cast<I>(_mm256_shuffle_epi8(packed, _mm256_broadcastsi128_si256(order)));
+#else
+  if constexpr (kUnsigned) return a | b << 8 | c << 16 | d << 24;
+  const U x = reinterpret_cast<U>(a) & 0xff, y = reinterpret_cast<U>(b) & 0xff, z = reinterpret_cast<U>(c) & 0xff;
+  return reinterpret_cast<I>(x | y << 8 | z << 16 | reinterpret_cast<U>(d) << 24);
+#endif
+}
+
+// 2^t as integers 0 .. 255 for t below log2 255.5; 0 where t is -inf.
+SGL_INLINE I exp2_byte(F t) {
+#if defined(__AVX512F__)
+  // scalef takes the floor of its exponent, so that the polynomial on [0, 1) needs no whole part: 4 moves of 5 remain.
+  const F f = _mm512_reduce_ps(t, 1);
+  F p = splat(0.0780245215f);
+  p = p * f + splat(0.2260672f);
+  p = p * f + splat(0.6958335f);
+  p = p * f + splat(0.9999252f);
+  return to_int(_mm512_scalef_ps(p, t));
+#else
+  return to_int(exp2<3>(t));
+#endif
+}
+
 // Scores to unsigned bytes 255 * 2^(score - highest), 4 keys to a lane's word; returns their sums.
 template <int NV>
 void weights_to_bytes(const float* scores, int units, const F* highest, uint32_t* to, F* sums) {
-  // Adding 1.5 * 2^23 leaves the rounded byte in the low bits of 0x4b4000xx; the constants cancel modulo 2^32.
-  constexpr uint32_t kBase = 0x4b400000u;
-  constexpr uint32_t kBias = kBase + (kBase << 8) + (kBase << 16) + (kBase << 24);
-  const F magic = splat(12582912.0f);
   I total[NV];
   F top[NV];
   SGL_UNROLL for (int j = 0; j < NV; ++j) {
@@ -118,12 +171,11 @@ void weights_to_bytes(const float* scores, int units, const F* highest, uint32_t
   }
   for (int u = 0; u < units; ++u) {
     SGL_UNROLL for (int j = 0; j < NV; ++j) {
-      U word{};
+      I y[4];
       SGL_UNROLL for (int i = 0; i < 4; ++i) {
-        const F s = load<F>(scores + (static_cast<size_t>(4 * u + i) * NV + j) * kLanes);
-        word += reinterpret_cast<U>(exp2<3>(s - top[j]) + magic) << (8 * i);
+        y[i] = exp2_byte(load<F>(scores + (static_cast<size_t>(4 * u + i) * NV + j) * kLanes) - top[j]);
       }
-      const I bytes = reinterpret_cast<I>(word - kBias);
+      const I bytes = interleave_bytes<true>(y[0], y[1], y[2], y[3]);
       total[j] = dot_bytes(total[j], bytes, splat_bits(0x01010101u));
       store(to + (static_cast<size_t>(u) * NV + j) * kLanes, bytes);
     }
