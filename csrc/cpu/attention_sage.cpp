@@ -9,7 +9,7 @@ namespace sgl_kernels::attention {
 namespace {
 
 constexpr int64_t kMostChannels = 1024;
-constexpr int32_t kTaskRows = 256;
+constexpr int32_t kTaskRows = 128;
 
 const SageKernels& sage_kernels() {
 #if defined(__x86_64__)

@@ -46,6 +46,23 @@ SGL_INLINE U half_bits(F x) {
   return (u + 0x7fff + ((u >> 16) & 1)) >> 16;
 }
 
+// The first 4 of kLanes elements of every row (the rest of `block` is not read): a row's are 16 bytes in one piece.
+SGL_INLINE void store_quarters(char* const* row, int rows, size_t offset, const F (&block)[kLanes]) {
+#if defined(__AVX512F__)
+  const auto at = [&](int i) { return reinterpret_cast<__m512i>(block[i]); };
+  const __m512i a = _mm512_unpacklo_epi32(at(0), at(1)), b = _mm512_unpackhi_epi32(at(0), at(1));
+  const __m512i c = _mm512_unpacklo_epi32(at(2), at(3)), d = _mm512_unpackhi_epi32(at(2), at(3));
+  __m512i quads[4];  // row 4 i + r: quad i of quads[r]
+  quads[0] = _mm512_unpacklo_epi64(a, c);
+  quads[1] = _mm512_unpackhi_epi64(a, c);
+  quads[2] = _mm512_unpacklo_epi64(b, d);
+  quads[3] = _mm512_unpackhi_epi64(b, d);
+  for (int i = 0; i < rows; ++i) {
+    __builtin_memcpy(row[i] + offset, reinterpret_cast<const char*>(quads + i % 4) + i / 4 * 16, 16);
+  }
+#endif
+}
+
 SGL_INLINE void store_bytes(char* to, F x, int bytes) {
   if (bytes == 4 * kLanes) return store(to, x);
 #if defined(__AVX512F__)
@@ -60,11 +77,20 @@ __attribute__((noinline)) void store_sage(const Problem& p, char* heads, RowWalk
                                           const SageHead& h) {
   constexpr int kEach = kType == Type::f32 ? 1 : 2;  // channels in 32 bits: two are joined before the transpose
   const int nv = panel.vectors;
+  const int bytes = p.dv * type_size(kType);
   const size_t step = static_cast<size_t>(nv) * kLanes;
   for (int j = 0; j < nv; ++j) {
     const int rows = min_int(kLanes, panel.rows - j * kLanes);
     char* row[kLanes];
     for (int i = 0; i < rows; ++i, walk.next()) row[i] = heads + walk.group_head * p.out.head + walk.query * p.out.seq;
+    if (j + 1 < nv) {
+      RowWalk next = walk;
+      for (int i = min_int(kLanes, panel.rows - (j + 1) * kLanes); i > 0; --i, next.next()) {
+        const char* to = heads + next.group_head * p.out.head + next.query * p.out.seq;
+        for (int b = 0; b < bytes; b += 64) __builtin_prefetch(to + b, 1);
+        __builtin_prefetch(to + bytes - 1, 1);
+      }
+    }
     const F sum = panel.sum[j];
     const I seen = sum != F{};
     const F inverse = seen ? 1.0f / sum : F{};
@@ -87,6 +113,10 @@ __attribute__((noinline)) void store_sage(const Problem& p, char* heads, RowWalk
         SGL_UNROLL for (int i = 0; i < kLanes; ++i) block[i] = element(i);
       } else {  // an odd last channel has a companion of zeros in O^T, whose half is not stored
         for (int i = 0; i < kLanes; ++i) block[i] = i * kEach < n ? element(i) : F{};
+      }
+      if (kLanes == 16 && n == 4 * kEach) {  // of head_dim 72 in 16 bits
+        store_quarters(row, rows, offset, block);
+        continue;
       }
       transpose(block);
       if (rows == kLanes && n == kChannels) {
