@@ -109,33 +109,46 @@ SGL_INLINE void transpose_quads(I (&x)[kQuads]) {
 #endif
 }
 
-// kLanes channels from c on of a row, (x - mean) * factor; 0 past the last channel. mean may be null.
-template <Type kType>
-SGL_INLINE F balanced(const char* row, int c, int channels, const float* mean, const float* factor) {
-  const char* from = row + static_cast<size_t>(c) * type_size(kType);
-  F x = channels - c >= kLanes ? load_as_float<kType>(from) : load_as_float<kType>(from, channels - c);
-  if (mean != nullptr) x = x - load<F>(mean + c);
-  return x * load<F>(factor + c);
+// Channels are read four vectors at a time; the last V of 1 to 4 vectors, of which the last one may be short, are known
+// to the compiler: with branches for each vector the keys of head_dim 72 took 1.2 times as long.
+template <class Body>
+SGL_INLINE void with_last_vectors(int channels, Body body) {
+  switch ((channels + kLanes - 1) / kLanes % 4) {
+    case 1: return body(Count<1>{});
+    case 2: return body(Count<2>{});
+    case 3: return body(Count<3>{});
+    default: return body(Count<4>{});
+  }
+}
+
+// V vectors of a row, (x - mean) * factor, the last of `last` channels and 0 past them.
+template <Type kType, bool kCentred, int V>
+SGL_INLINE void load_balanced(const char* row, int c, int last, const float* mean, const float* factor, F (&x)[V]) {
+  SGL_UNROLL for (int v = 0; v < V; ++v) {
+    const int at = c + v * kLanes;
+    const char* from = row + static_cast<size_t>(at) * type_size(kType);
+    x[v] = v < V - 1 || last == kLanes ? load_as_float<kType>(from) : load_as_float<kType>(from, last);
+    if constexpr (kCentred) x[v] = x[v] - load<F>(mean + at);
+    x[v] = x[v] * load<F>(factor + at);
+  }
 }
 
 // The largest |balanced channel| of each row, a lane for each; NaN where a row holds one or an infinity.
-template <Type kType>
+template <Type kType, bool kCentred, int V>
 SGL_INLINE F row_ranges(const char* const* rows, int count, int channels, const float* mean, const float* factor) {
+  const int tail = (channels - 1) / (4 * kLanes) * (4 * kLanes), last = channels - tail - (V - 1) * kLanes;
   I tops[kLanes];
   for (int i = 0; i < count; ++i) {
     // As integers: above every finite magnitude is infinity, and above that NaN.
     I top{};
-    int c = 0;
-    for (; c + 4 * kLanes <= channels; c += 4 * kLanes) {
-      I part[4];
-      SGL_UNROLL for (int v = 0; v < 4; ++v) {
-        part[v] = bits(balanced<kType>(rows[i], c + v * kLanes, c + 4 * kLanes, mean, factor)) & 0x7fffffff;
-      }
-      top = larger(larger(top, larger(part[0], part[1])), larger(part[2], part[3]));
+    for (int c = 0; c < tail; c += 4 * kLanes) {
+      F x[4];
+      load_balanced<kType, kCentred, 4>(rows[i], c, kLanes, mean, factor, x);
+      SGL_UNROLL for (int v = 0; v < 4; ++v) top = larger(bits(x[v]) & 0x7fffffff, top);
     }
-    for (; c < channels; c += kLanes) {
-      top = larger(bits(balanced<kType>(rows[i], c, channels, mean, factor)) & 0x7fffffff, top);
-    }
+    F x[V];
+    load_balanced<kType, kCentred, V>(rows[i], tail, last, mean, factor, x);
+    SGL_UNROLL for (int v = 0; v < V; ++v) top = larger(bits(x[v]) & 0x7fffffff, top);
     tops[i] = top;
   }
   for (int i = count; i < kLanes; ++i) tops[i] = I{};
@@ -145,50 +158,50 @@ SGL_INLINE F row_ranges(const char* const* rows, int count, int channels, const 
 
 SGL_INLINE F byte_inverse(F range) { return range > splat(1e-30f) ? 127.0f / range : F{}; }
 
-// Channels c .. c + 4 * kLanes of a key as signed bytes, 0 past the last channel; their sums are added to total.
-template <Type kType>
-SGL_INLINE I row_bytes(const char* row, int c, int channels, const float* mean, const float* factor, F inverse,
-                       I& total) {
-  I y[4];
-  if (channels - c >= 4 * kLanes) {
-    SGL_UNROLL for (int v = 0; v < 4; ++v) {
-      y[v] = to_int(balanced<kType>(row, c + v * kLanes, c + 4 * kLanes, mean, factor) * inverse);
-    }
-  } else {
-    SGL_UNROLL for (int v = 0; v < 4; ++v) {
-      const int at = c + v * kLanes;
-      y[v] = at < channels ? to_int(balanced<kType>(row, at, channels, mean, factor) * inverse) : I{};
-    }
+// V vectors of channels to words of signed bytes, and 0 up to 4 vectors; the bytes' sums are added to total.
+template <int V>
+SGL_INLINE I to_words(const F (&x)[V], F inverse, I& total) {
+  I y[4] = {};
+  SGL_UNROLL for (int v = 0; v < V; ++v) {
+    y[v] = to_int(x[v] * inverse);
+    total += y[v];
   }
-  total += (y[0] + y[1]) + (y[2] + y[3]);
   return join_words(y[0], y[1], y[2], y[3]);
 }
 
 // Keys first .. first + count of a head (count <= kLanes) with their scales and offsets. `end`: the first element that
 // is not this block's; up to there a row may spill over into the next ones, which are written later.
-template <Type kType>
+template <Type kType, int V>
 void quantise_keys(const SageHead& h, const char* row, int64_t stride, int first, int count, int channels,
                    const uint32_t* end) {
   const char* rows[kLanes];
   for (int i = 0; i < count; ++i, row += stride) rows[i] = row;
-  const F range = row_ranges<kType>(rows, count, channels, h.key_mean, h.key_inverse);
+  const F range = row_ranges<kType, true, V>(rows, count, channels, h.key_mean, h.key_inverse);
   float inverse[kLanes];
   store(inverse, byte_inverse(range));
-  I sums[kLanes] = {};
+  const int tail = (channels - 1) / (4 * kLanes) * (4 * kLanes), last = channels - tail - (V - 1) * kLanes;
+  I sums[kLanes];
   uint32_t* to = h.keys + static_cast<size_t>(first) * h.elements;
   for (int i = 0; i < count; ++i, to += h.elements) {
+    const F by = splat(inverse[i]);
     I total{};
-    for (int e = 0; e < h.elements; e += kLanes) {
-      const I words =
-          row_bytes<kType>(rows[i], 4 * e, channels, h.key_mean, h.key_inverse, splat(inverse[i]), total);
-      if (end - (to + e) >= kLanes) {
-        store(to + e, words);
-      } else {
-        __builtin_memcpy(to + e, &words, static_cast<size_t>(h.elements - e) * 4);
-      }
+    for (int c = 0; c < tail; c += 4 * kLanes) {
+      F x[4];
+      load_balanced<kType, true, 4>(rows[i], c, kLanes, h.key_mean, h.key_inverse, x);
+      store(to + c / 4, to_words<4>(x, by, total));
+    }
+    F x[V];
+    load_balanced<kType, true, V>(rows[i], tail, last, h.key_mean, h.key_inverse, x);
+    const I words = to_words<V>(x, by, total);
+    uint32_t* place = to + tail / 4;
+    if (end - place >= kLanes) {
+      store(place, words);
+    } else {
+      __builtin_memcpy(place, &words, static_cast<size_t>(h.elements - tail / 4) * 4);
     }
     sums[i] = total;
   }
+  for (int i = count; i < kLanes; ++i) sums[i] = I{};
   const F scale = range / 127.0f;
   const I offset = combine_rows(sums, [](I a, I b) { return a + b; }) * -128;
   if (count == kLanes) {
@@ -260,9 +273,12 @@ void quantise_block(const Problem& p, int32_t batch, int32_t kv_head, int32_t bl
   const int32_t key0 = block * h.block, count = min_int(h.block, p.sk - key0);
   const uint32_t* end = h.keys + static_cast<size_t>(key0 + h.block) * h.elements;
   const char* k = s.k + kv_head * p.k.head + key0 * p.k.seq;
-  for (int r = 0; r < count; r += kLanes) {
-    quantise_keys<kType>(h, k + r * p.k.seq, p.k.seq, key0 + r, min_int(kLanes, count - r), p.d, end);
-  }
+  with_last_vectors(p.d, [&](auto vectors) {
+    for (int r = 0; r < count; r += kLanes) {
+      quantise_keys<kType, decltype(vectors)::value>(h, k + r * p.k.seq, p.k.seq, key0 + r,
+                                                     min_int(kLanes, count - r), p.d, end);
+    }
+  });
   if (count < h.block) {  // keys that are not there: bytes and scales of 0
     const size_t first = static_cast<size_t>(key0 + count), missing = static_cast<size_t>(h.block - count);
     __builtin_memset(h.keys + first * h.elements, 0, missing * h.elements * 4);
@@ -294,7 +310,10 @@ __attribute__((noinline)) void quantise_queries(const Problem& p, const SageHead
     for (int i = 0; i < count; ++i, walk.next()) rows[i] = heads + walk.group_head * p.q.head + walk.query * p.q.seq;
     prefetch(min_int(kLanes, panel.rows - (j + 1) * kLanes));
     for (int i = count; i < kLanes; ++i) rows[i] = rows[0];  // lanes that no row uses
-    const F range = row_ranges<kType>(rows, kLanes, p.d, nullptr, h.key_factor);
+    F range;
+    with_last_vectors(p.d, [&](auto vectors) {
+      range = row_ranges<kType, false, decltype(vectors)::value>(rows, kLanes, p.d, nullptr, h.key_factor);
+    });
     float inverse[kLanes];
     store(inverse, byte_inverse(range));
     scales[j] = lane_index() < count ? range * unit : F{};
