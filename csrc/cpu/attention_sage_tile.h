@@ -145,42 +145,43 @@ SGL_INLINE I interleave_bytes(I a, I b, I c, I d) {
 #endif
 }
 
-// 2^t as integers 0 .. 255 for t below log2 255.5; 0 where t is -inf.
-SGL_INLINE I exp2_byte(F t) {
+// 2^t, to a relative 7.5e-5.
+SGL_INLINE F exp2_near(F t) {
 #if defined(__AVX512F__)
-  // scalef takes the floor of its exponent, so that the polynomial on [0, 1) needs no whole part: 4 moves of 5 remain.
+  // scalef takes the floor of its exponent: with a polynomial on [0, 1) the whole part is not needed by itself.
   const F f = _mm512_reduce_ps(t, 1);
   F p = splat(0.0780245215f);
   p = p * f + splat(0.2260672f);
   p = p * f + splat(0.6958335f);
   p = p * f + splat(0.9999252f);
-  return to_int(_mm512_scalef_ps(p, t));
+  return _mm512_scalef_ps(p, t);
 #else
-  return to_int(exp2<3>(t));
+  return exp2<3>(t);
 #endif
 }
 
-// Scores to unsigned bytes 255 * 2^(score - highest), 4 keys to a lane's word; returns their sums.
+// Scores to unsigned bytes 255 * 2^(score - highest), 4 keys to a lane's word, and the sums before rounding. Of bytes
+// the sums would lose many small weights together, and their share would go to the largest: with them left in the sum,
+// those keys count as V's mean.
 template <int NV>
 void weights_to_bytes(const float* scores, int units, const F* highest, uint32_t* to, F* sums) {
-  I total[NV];
-  F top[NV];
+  F total[NV], top[NV];
   SGL_UNROLL for (int j = 0; j < NV; ++j) {
-    total[j] = I{};
+    total[j] = F{};
     top[j] = highest[j] - splat(7.99435344f);  // log2 255
   }
   for (int u = 0; u < units; ++u) {
     SGL_UNROLL for (int j = 0; j < NV; ++j) {
-      I y[4];
+      F w[4];
       SGL_UNROLL for (int i = 0; i < 4; ++i) {
-        y[i] = exp2_byte(load<F>(scores + (static_cast<size_t>(4 * u + i) * NV + j) * kLanes) - top[j]);
+        w[i] = exp2_near(load<F>(scores + (static_cast<size_t>(4 * u + i) * NV + j) * kLanes) - top[j]);
       }
-      const I bytes = interleave_bytes<true>(y[0], y[1], y[2], y[3]);
-      total[j] = dot_bytes(total[j], bytes, splat_bits(0x01010101u));
-      store(to + (static_cast<size_t>(u) * NV + j) * kLanes, bytes);
+      total[j] += (w[0] + w[1]) + (w[2] + w[3]);
+      store(to + (static_cast<size_t>(u) * NV + j) * kLanes,
+            interleave_bytes<true>(to_int(w[0]), to_int(w[1]), to_int(w[2]), to_int(w[3])));
     }
   }
-  SGL_UNROLL for (int j = 0; j < NV; ++j) sums[j] = __builtin_convertvector(total[j], F);
+  SGL_UNROLL for (int j = 0; j < NV; ++j) sums[j] = total[j];
 }
 
 }  // namespace
