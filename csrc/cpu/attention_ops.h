@@ -37,9 +37,6 @@ constexpr size_t kPage = 4096;
 constexpr size_t to_pages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 Buffer allocate(size_t bytes);
 
-// Tasks of at most kChunkRows rows of one query head, over all keys each.
-std::vector<Task> plan_chunks(const Problem& problem, int32_t panel, int32_t threads);
-
 // Tasks of the decoding kernel, for at most kMaxDecodeRows query rows to a key head.
 struct DecodePlan {
   int32_t splits;  // parts that the keys are cut into

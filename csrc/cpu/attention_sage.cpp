@@ -9,6 +9,7 @@ namespace sgl_kernels::attention {
 namespace {
 
 constexpr int64_t kMostChannels = 1024;
+constexpr int32_t kTaskRows = 128;
 
 const SageKernels& sage_kernels() {
 #if defined(__x86_64__)
@@ -16,6 +17,77 @@ const SageKernels& sage_kernels() {
   if (isa_level() >= Isa::avx2) return kSageAvx2;
 #endif
   return kSageBaseline;
+}
+
+// A head's queries in tasks, the same for every head. K and V are packed already, so short tasks lose nothing.
+std::vector<Task> tasks_of_head(const Problem& p, int32_t panel, int64_t wanted) {
+  const int32_t group = p.heads / p.kv_heads;
+  const bool merge = p.sq < panel;  // the query heads that share a key head fill panels together
+  const int32_t runs = merge ? 1 : group, run = merge ? group * p.sq : p.sq;
+  int32_t rows = kTaskRows;
+  while (rows > panel && int64_t{runs} * ((run + rows - 1) / rows) < wanted) rows /= 2;
+  std::vector<Task> tasks;
+  for (int32_t g = 0; g < runs; ++g) {
+    for (int32_t c = (run + rows - 1) / rows - 1; c >= 0; --c) {  // under a causal mask the last rows cost most
+      const int32_t row0 = g * run + c * rows;
+      tasks.push_back({0, 0, row0, std::min(row0 + rows, (g + 1) * run), 0, p.sk, 0});
+    }
+  }
+  return tasks;
+}
+
+// One head after the other, its bytes staying in the cache, as far as every thread has heads enough to work on;
+// otherwise all threads share the steps of all heads.
+void run_sage(const Problem& p, bool int8_values) {
+  const SageKernels& s = sage_kernels();
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t heads = int64_t{p.batch} * p.kv_heads;
+  const bool by_head = heads % threads == 0 || heads >= 4 * threads;
+  const std::vector<Task> tasks = tasks_of_head(p, s.panel, by_head ? 1 : (8 * threads + heads - 1) / heads);
+  int32_t most = 0;
+  for (const Task& t : tasks) most = std::max(most, t.row1 - t.row0);
+
+  const SageSizes sizes = s.sizes(p);
+  const int64_t workers = std::min<int64_t>(threads, by_head ? heads : heads * static_cast<int64_t>(tasks.size()));
+  const size_t each = to_pages(sizes.head_bytes), scratch_each = to_pages(s.scratch_bytes(p, most));
+  const Buffer memory = allocate(each * (by_head ? workers : heads)), scratch = allocate(scratch_each * workers);
+  std::atomic<bool> finite{true};
+  const auto measure = [&](int64_t head, char* to) {
+    if (!s.measure(p, static_cast<int32_t>(head / p.kv_heads), static_cast<int32_t>(head % p.kv_heads), to)) {
+      finite = false;
+    }
+  };
+  const auto quantise = [&](int64_t head, int64_t block, char* to) {
+    s.quantise(p, static_cast<int32_t>(head / p.kv_heads), static_cast<int32_t>(head % p.kv_heads),
+               static_cast<int32_t>(block), to);
+  };
+  const auto run = [&](int64_t head, Task task, char* from, int64_t worker) {
+    task.batch = static_cast<int32_t>(head / p.kv_heads);
+    task.kv_head = static_cast<int32_t>(head % p.kv_heads);
+    s.run(p, task, from, int8_values, scratch.get() + scratch_each * worker);
+  };
+  if (by_head) {
+    share_tasks(heads, workers, [&](size_t head, int64_t worker) {
+      char* mine = memory.get() + each * worker;
+      measure(head, mine);
+      if (!finite) return;
+      for (int64_t b = 0; b < sizes.blocks; ++b) quantise(head, b, mine);
+      for (const Task& task : tasks) run(head, task, mine, worker);
+    });
+  } else {
+    const auto of_head = [&](int64_t head) { return memory.get() + each * head; };
+    share_tasks(heads, std::min(threads, heads), [&](size_t head, int64_t) { measure(head, of_head(head)); });
+    if (finite) {
+      const int64_t blocks = heads * sizes.blocks, count = static_cast<int64_t>(tasks.size());
+      share_tasks(blocks, std::min(threads, blocks), [&](size_t t, int64_t) {
+        quantise(t / sizes.blocks, t % sizes.blocks, of_head(t / sizes.blocks));
+      });
+      share_tasks(heads * count, workers, [&](size_t t, int64_t worker) {
+        run(t / count, tasks[t % count], of_head(t / count), worker);
+      });
+    }
+  }
+  if (!finite) run_problem(p);  // a mean over keys would carry one key's NaN to all
 }
 
 Tensor sage_attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& attn_mask,
@@ -32,38 +104,7 @@ Tensor sage_attention(const Tensor& q, const Tensor& k, const Tensor& v, const s
     return call.out;
   }
 
-  const SageKernels& s = sage_kernels();
-  const int64_t threads = torch::stable::get_num_threads();
-  const SageSizes sizes = s.sizes(p);
-  const size_t each = to_pages(sizes.head_bytes);
-  const int64_t heads = int64_t{p.batch} * p.kv_heads;
-  const Buffer memory = allocate(each * heads);
-  const auto of_head = [&](int64_t head) { return memory.get() + each * head; };
-  std::atomic<bool> finite{true};
-  share_tasks(heads, std::min(threads, heads), [&](size_t t, int64_t) {
-    const int32_t b = static_cast<int32_t>(t / p.kv_heads), h = static_cast<int32_t>(t % p.kv_heads);
-    if (!s.measure(p, b, h, of_head(t))) finite = false;
-  });
-  if (!finite) {  // a mean over keys would carry one key's NaN to all
-    run_problem(p);
-    return call.out;
-  }
-  share_tasks(heads * sizes.blocks, std::min(threads, heads * sizes.blocks), [&](size_t t, int64_t) {
-    const int64_t head = t / sizes.blocks;
-    const int32_t b = static_cast<int32_t>(head / p.kv_heads), h = static_cast<int32_t>(head % p.kv_heads);
-    s.quantise(p, b, h, static_cast<int32_t>(t % sizes.blocks), of_head(head));
-  });
-  const std::vector<Task> tasks = plan_chunks(p, s.panel, static_cast<int32_t>(threads));
-  int32_t most = 0;
-  for (const Task& t : tasks) most = std::max(most, t.row1 - t.row0);
-  const size_t scratch_each = to_pages(s.scratch_bytes(p, most));
-  const int64_t workers = std::min<int64_t>(threads, tasks.size());
-  const Buffer scratch = allocate(scratch_each * workers);
-  share_tasks(tasks.size(), workers, [&](size_t t, int64_t worker) {
-    const Task& task = tasks[t];
-    char* head = of_head(int64_t{task.batch} * p.kv_heads + task.kv_head);
-    s.run(p, task, head, int8_values, scratch.get() + scratch_each * worker);
-  });
+  run_sage(p, int8_values);
   return call.out;
 }
 

@@ -1,13 +1,14 @@
 // The task loop of quantised attention.
 #pragma once
 
-#include "attention_sage.h"
+#include "attention_sage_pack.h"
+#include "attention_sage_store.h"
 
 namespace sgl_kernels::attention {
 namespace {
 
 struct SageScratch {
-  size_t queries, query_scales, scores, weights, values, line, key_bias, lane_bias, out, total;
+  size_t queries, scores, weights, values, line, key_bias, lane_bias, out, total;
   int32_t panels;
 };
 
@@ -22,7 +23,6 @@ static inline SageScratch sage_scratch(const Problem& p, const SageHead& h, int3
   };
   const size_t block = static_cast<size_t>(h.block), panels = static_cast<size_t>(s.panels);
   s.queries = take(panels * h.elements * kPanel);
-  s.query_scales = take(panels * kPanel);
   s.scores = take((block + kKeyAlign) * kPanel);
   s.weights = take((block + kKeyAlign) / 4 * kPanel);
   s.values = take(block * h.channels);
@@ -106,7 +106,8 @@ void attend_bytes(const SageHead& h, int32_t block, int first, int last, float* 
   for (int j = 0; j < NV; ++j) panel.sum[j] += sums[j] * factor[j];
   const size_t block_units = static_cast<size_t>(h.block) / 4;
   accumulate_bytes<NV>(h.values + block * block_units * h.channels, block_units, unit0, units, weights, factor,
-                       panel.out, h.channels);
+                       panel.fresh, panel.out, h.channels);
+  panel.fresh = false;
 }
 
 template <int NV>
@@ -138,8 +139,7 @@ void run_sage(const Problem& p, const Task& task, char* memory, bool int8_values
   const int32_t head0 = task.kv_head * (p.heads / p.kv_heads);
   const RowWalk start(task.row0, s.sq);
   Panel panels[kChunkRows / kPanel];
-  start_panels(panels, l.panels, h.channels, start, task.row1 - task.row0, part(l.out));
-  clear_products(panels, l.panels, h.channels);
+  start_sage(panels, l.panels, h.channels, start, task.row1 - task.row0, part(l.out), int8_values);
   F query_scales[kChunkRows / kPanel][kMaxVectors];
   int32_t first = p.sq, last = 0;
   for (int n = 0; n < l.panels; ++n) {
@@ -195,17 +195,12 @@ void run_sage(const Problem& p, const Task& task, char* memory, bool int8_values
 
   char* out = s.out + head0 * p.out.head;
   for (int n = 0; n < l.panels; ++n) {
-    Panel& panel = panels[n];
-    const int nv = panel.vectors;
-    for (int j = 0; j < nv; ++j) {
-      panel.sum[j] += query_scales[n][j] * 0.0f;  // a query with NaN or infinities is NaN
-      for (int c = 0; int8_values && c < h.channels; ++c) {
-        float* o = panel.out + (static_cast<size_t>(c) * nv + j) * kLanes;
-        const bool used = c < p.dv;
-        store(o, load<F>(o) * (used ? h.value_scale[c] : 0.0f) + panel.sum[j] * (used ? h.value_mean[c] : 0.0f));
-      }
+    for (int j = 0; j < panels[n].vectors; ++j) {
+      panels[n].sum[j] += query_scales[n][j] * 0.0f;  // a query with NaN or infinities is NaN
     }
-    store_panel(p, out, nullptr, RowWalk(task.row0 + n * kPanel, s.sq), panel);
+    const RowWalk walk(task.row0 + n * kPanel, s.sq);
+    int8_values ? store_sage<kType, true>(p, out, walk, panels[n], h)
+                : store_sage<kType, false>(p, out, walk, panels[n], h);
   }
 }
 

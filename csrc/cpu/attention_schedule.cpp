@@ -120,16 +120,6 @@ Buffer allocate(size_t bytes) {
   return Buffer(p);
 }
 
-std::vector<Task> plan_chunks(const Problem& p, int32_t panel, int32_t threads) {
-  Plan plan{};
-  cut_rows(plan, p, panel, threads);
-  plan.splits = 1;
-  plan.heads_per_task = 1;
-  plan.rows_per_task = std::min(plan.rows_per_task, kChunkRows);
-  fill(plan, p);
-  return plan.tasks;
-}
-
 const Kernels& kernels() {
 #if defined(__x86_64__)
   switch (isa_level()) {

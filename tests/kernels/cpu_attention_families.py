@@ -10,8 +10,8 @@ from torch import Tensor
 from sgl_kernels.tools.tolerance import measure
 from tests.kernels.cpu_attention import DTYPES, Call, judge, poison, random_call, random_mask, tensor
 
-SAGE_L2, SAGE_WORST = 0.05, 0.04
-"""Of the result's norm, and of V's largest element; the worst of 12,111 random calls was off by 0.0263 of it."""
+SAGE_L2, SAGE_WORST = 0.05, 0.025
+"""Of the result's norm, and of V's largest element; the worst of 24,851 random calls was off by 0.0169 of it."""
 
 
 def check_out_only(call: Call) -> None:

@@ -120,6 +120,12 @@ void order() {
   CHECK(uint64_t, "unpackhi_pd", _mm512_unpackhi_pd(da, db), interleaved<uint64_t>(a, b, i, 1));
   CHECK(int8_t, "packs_epi16", _mm512_packs_epi16(a, b), (packed<int8_t, int16_t>(a, b, i)));
   CHECK(int16_t, "packs_epi32", _mm512_packs_epi32(a, b), (packed<int16_t, int32_t>(a, b, i)));
+  CHECK(uint8_t, "packus_epi16", _mm512_packus_epi16(a, b), (packed<uint8_t, int16_t>(a, b, i)));
+  auto picked = [&](int i) {  // within 128 bits; 0 where the order's highest bit is set
+    const int at = lane<uint8_t>(b, i);
+    return at >= 128 ? uint8_t{0} : lane<uint8_t>(a, i / 16 * 16 + at % 16);
+  };
+  CHECK(uint8_t, "shuffle_epi8", _mm512_shuffle_epi8(a, b), picked(i));
   const __m512i small = _mm512_srai_epi32(a, 15);  // some fit 16 bits, some do not
   CHECK(int16_t, "packs_epi32", _mm512_packs_epi32(small, b), (packed<int16_t, int32_t>(small, b, i)));
 

@@ -47,6 +47,7 @@ void floats() {
     return static_cast<float>(std::ldexp(static_cast<double>(x), static_cast<int>(whole)));
   };
   CHECK(float, "scalef_ps", _mm512_scalef_ps(a, b), scaled(A(i), B(i)));
+  CHECK(float, "sqrt_ps", _mm512_sqrt_ps(a), std::sqrt(A(i)));
   const __m512 rough = _mm512_rcp14_ps(a);
   for (int i = 0; i < 16; ++i) {
     const double exact = 1.0 / A(i), got = lane<float>(rough, i);

@@ -130,6 +130,9 @@ SGL_EMULATED __m512 _mm512_scalef_ps(__m512 a, __m512 b) {
   const auto x = emulated::lanes_of<float>(a), y = emulated::lanes_of<float>(b);
   return emulated::by_lanes<float, __m512>([&](unsigned i) { return emulated::scaled(x.at[i], y.at[i]); });
 }
+SGL_EMULATED __m512 _mm512_sqrt_ps(__m512 a) {
+  return emulated::each_float(a, [](float x) { return __builtin_sqrtf(x); });
+}
 SGL_EMULATED __m512 _mm512_rcp14_ps(__m512 a) {
   return emulated::each_float(a, [](float x) { return emulated::rough_reciprocal(x); });
 }

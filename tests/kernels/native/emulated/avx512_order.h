@@ -16,6 +16,8 @@ SGL_EMULATED_PAIR(unpacklo_epi64)
 SGL_EMULATED_PAIR(unpackhi_epi64)
 SGL_EMULATED_PAIR(packs_epi16)
 SGL_EMULATED_PAIR(packs_epi32)
+SGL_EMULATED_PAIR(packus_epi16)
+SGL_EMULATED_PAIR(shuffle_epi8)
 #undef SGL_EMULATED_PAIR
 SGL_EMULATED __m512 _mm512_unpacklo_ps(__m512 a, __m512 b) {
   return emulated::by_parts<__m256>(a, b, [](__m256 x, __m256 y) { return _mm256_unpacklo_ps(x, y); });
