@@ -114,8 +114,8 @@ SGL_INLINE void activate_blocks(int64_t dim, Get get, Put put_block) {
   }
 }
 
-// The halves of one tensor, row after row, are two streams that jump: the processor's own prefetch lost them, and silu_mul
-// 4096x12288 took twice as long in bf16 as with the halves apart (Zen 5) until the next row was fetched here.
+// The halves of one tensor, row after row, are two streams that jump: the processor's own prefetch lost them, and
+// silu_mul 4096x12288 took twice as long in bf16 as with the halves apart (Zen 5) until the next row was fetched here.
 template <Activation kind, bool gated, class T>
 static void activate_rows(const ActivateArgs& args) {
   const bool past_caches = args.stream;

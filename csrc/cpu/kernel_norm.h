@@ -19,6 +19,7 @@ template <Sum what, int rows>
 constexpr int kSums = (what == Sum::deviations && kLanes < 16 ? 4 : 8) / rows;
 
 // x holds rows of T, or what an earlier reading left of them in fp32: `keep` of a reading takes its blocks, or is null.
+// uncentred: every centre is 0.
 template <Sum what, class T, bool uncentred = false, class Source, int rows>
 SGL_INLINE void row_sums(const Source* const (&x)[rows], int64_t dim, const float (&centre)[rows],
                          float* const* keep, Totals (&out)[rows]) {
@@ -180,8 +181,8 @@ SGL_INLINE void apply(const Source* const* x, T* const* out, const RowStatistics
 // Rows that one walk writes: four share the loads of gain and shift in cache (16 registers hold the statistics of only
 // one). Past the caches one after the other: four open rows took 1.1 to 1.2 times as long, on Zen 3 and Zen 5.
 template <Norm norm, bool shifted, class T, int rows, class Source>
-SGL_INLINE void apply_all(const Source* const (&x)[rows], T* const (&out)[rows], const RowStatistics (&row_statistics)[rows],
-                          const Ahead<T>& ahead, const NormArgs& args) {
+SGL_INLINE void apply_all(const Source* const (&x)[rows], T* const (&out)[rows],
+                          const RowStatistics (&row_statistics)[rows], const Ahead<T>& ahead, const NormArgs& args) {
   if constexpr (rows > 1 && kLanes == 16) {
     if (!args.stream) {
       apply<norm, shifted, T, rows>(x, out, row_statistics, 0, ahead, args);

@@ -113,9 +113,9 @@ SGL_INLINE F at_most(F x, float limit) {
 #endif
 }
 
-// Vectors that go through a calculation in step, an operation of all before the next: a processor keeps too few waiting
-// operations to overlap calculations that follow one another (gelu_tanh in bf16 took 20 cycles for 32 elements on Zen 5,
-// twice what its operations need).
+// Vectors that go through a calculation in step, an operation of all before the next: a processor keeps too few
+// waiting operations to overlap calculations that follow one another (gelu_tanh in bf16 took 20 cycles for 32 elements
+// on Zen 5, twice what its operations need).
 template <int n>
 struct Many {
   F v[n];
@@ -159,8 +159,8 @@ SGL_INLINE Many<n> polynomial(const float (&c)[terms], const Many<n>& f) {
   return p;
 }
 
-// 2^t within 4e-6 (for bf16 7.5e-5, a twenty-fifth of its half unit), for every t: 0 or next to it for -inf, infinity for
-// +inf. NaN may become anything.
+// 2^t within 4e-6 (for bf16 7.5e-5, a twenty-fifth of its half unit), for every t: 0 or next to it for -inf, infinity
+// for +inf. NaN may become anything.
 template <class T, int n>
 SGL_INLINE Many<n> quick_power(const Many<n>& t) {
 #if defined(__AVX512DQ__)

@@ -14,7 +14,8 @@ constexpr float kLog2E = 1.44269504f;
 // e^x for -87.3 <= x <= 88, so that result and scale are normal numbers; of NaN it makes anything.
 template <int n>
 SGL_INLINE Many<n> exponential(const Many<n>& x) {
-  constexpr float kTerms[] = {1.383674214e-3f, 8.374898694e-3f, 4.166823253e-2f, 0.166664198f, 0.4999999106f, 1.0f, 1.0f};
+  constexpr float kTerms[] = {1.383674214e-3f, 8.374898694e-3f, 4.166823253e-2f, 0.166664198f,
+                              0.4999999106f,   1.0f,            1.0f};
   const F magic = splat(12582912.0f);
   const Many<n> whole = SGL_EACH(n, fma(x.v[i], splat(kLog2E), magic));
   const Many<n> times = SGL_EACH(n, whole.v[i] - magic);
