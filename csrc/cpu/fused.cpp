@@ -8,9 +8,10 @@ const Kernels& kernels() {
 #if defined(__x86_64__)
   switch (isa_level()) {
     case Isa::avx512:
+      return avx512::kKernels;
     case Isa::avx512bf16:
     case Isa::amx:
-      return avx512::kKernels;
+      return avx512bf16::kKernels;
     case Isa::avx2:
       return avx2::kKernels;
     default:

@@ -30,10 +30,12 @@ static void channel_as(const ChannelArgs& args) {
   T* out = reinterpret_cast<T*>(args.out);
   const bool past_caches = args.stream;
   const F mean = splat(args.mean), gain = splat(args.gain), shift = splat(args.shift);
-  for_blocks(args.count, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
+  const auto get = [&](int64_t i, int64_t count) __attribute__((always_inline)) {
     const Pair v = load(x + i, count);
-    const Pair y = {fma(v.a - mean, gain, shift), fma(v.b - mean, gain, shift)};
-    put(out + i, activated<kind, T>(y), count, past_caches);
+    return Pair{fma(v.a - mean, gain, shift), fma(v.b - mean, gain, shift)};
+  };
+  activate_blocks<kind, T>(args.count, get, [&](int64_t i, Pair v, int64_t count) __attribute__((always_inline)) {
+    put(out + i, v, count, past_caches);
   });
   if (past_caches) {
     finish_streaming();

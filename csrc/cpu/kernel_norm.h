@@ -19,10 +19,12 @@ template <Sum what, int rows>
 constexpr int kSums = (what == Sum::deviations && kLanes < 16 ? 4 : 8) / rows;
 
 // x holds rows of T, or what an earlier reading left of them in fp32: `keep` of a reading takes its blocks, or is null.
-template <Sum what, class T, class Source, int rows>
+// uncentred: every centre is 0.
+template <Sum what, class T, bool uncentred = false, class Source, int rows>
 SGL_INLINE void row_sums(const Source* const (&x)[rows], int64_t dim, const float (&centre)[rows],
                          float* const* keep, Totals (&out)[rows]) {
-  constexpr int sums = kSums<what, rows>, blocks = sums > 1 ? sums / 2 : 1;
+  constexpr bool products = kHasProducts<Source> && (what == Sum::values || (what == Sum::squares && uncentred));
+  constexpr int sums = kSums<what, rows>, blocks = products ? sums : sums > 1 ? sums / 2 : 1;
   F first_sum[rows][sums] = {}, square_sum[rows][sums] = {};
   const auto add = [&](int r, int chain, F v) __attribute__((always_inline)) {
     if constexpr (what != Sum::squares) {
@@ -33,6 +35,12 @@ SGL_INLINE void row_sums(const Source* const (&x)[rows], int64_t dim, const floa
     }
   };
   const auto add_block = [&](int r, int block, int64_t i, int64_t count) __attribute__((always_inline)) {
+    if constexpr (products) {
+      const Raw<Source> raw = count < kBlock ? read(x[r] + i, count) : read(x[r] + i);
+      F& into = what == Sum::values ? first_sum[r][block] : square_sum[r][block];
+      into = what == Sum::values ? add_elements(into, raw) : add_squares(into, raw);
+      return;
+    }
     Pair v = load(x[r] + i, count);
     if (keep != nullptr) {
       put_prepared(keep[r] + i, v);
@@ -48,7 +56,7 @@ SGL_INLINE void row_sums(const Source* const (&x)[rows], int64_t dim, const floa
   for (; i + blocks * kBlock <= dim; i += blocks * kBlock) {
 #pragma GCC unroll 4
     for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int block = 0; block < blocks; ++block) {
         add_block(r, block, i + block * kBlock, kBlock);
       }
@@ -109,7 +117,7 @@ SGL_INLINE void statistics(const T* const (&x)[rows], int64_t dim, float eps, fl
       row_sums<kDeviations<T>, T>(x, dim, centre, nullptr, total);
     }
   } else {
-    row_sums<Sum::squares, T>(x, dim, centre, wide, total);
+    row_sums<Sum::squares, T, true>(x, dim, centre, wide, total);
   }
 #pragma GCC unroll 4
   for (int r = 0; r < rows; ++r) {
@@ -124,21 +132,6 @@ SGL_INLINE void statistics(const T* const (&x)[rows], int64_t dim, float eps, fl
   }
 }
 
-// Where the rows lie that will be read next, `step` bytes apart: one operand, or two. A processor busy with stores does
-// not run ahead to them by itself: fetching them took rms_norm 4096x3072 in bf16 from 4.7 to 3.8 ms (Zen 3).
-template <class T>
-struct Ahead {
-  const T *first, *second;
-  int64_t first_step, second_step;
-
-  __attribute__((always_inline)) void fetch(int64_t row, int64_t i) const {
-    __builtin_prefetch(reinterpret_cast<const char*>(first + i) + row * first_step);
-    if (second != nullptr) {
-      __builtin_prefetch(reinterpret_cast<const char*>(second + i) + row * second_step);
-    }
-  }
-};
-
 // `rows` rows by their statistics, in one walk over gain and shift. x is of T or kept in fp32.
 template <Norm norm, bool shifted, class T, int rows, class Source>
 SGL_INLINE void apply(const Source* const* x, T* const* out, const RowStatistics* row_statistics, int first_row,
@@ -146,13 +139,22 @@ SGL_INLINE void apply(const Source* const* x, T* const* out, const RowStatistics
   const float *gains = args.gain, *shifts = args.shift;  // locals: a store to out may alias args
   const int64_t dim = args.dim;
   const bool past_caches = args.stream;
+  RowStatistics local[rows];
+  const Source* from[rows];
+  T* to[rows];
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; ++r) {
+    local[r] = row_statistics[r];
+    from[r] = x[r];
+    to[r] = out[r];
+  }
   const auto block = [&](int64_t i, int64_t count) __attribute__((always_inline)) {
     const Pair gain = load(gains + i);
     const Pair shift = shifted ? load(shifts + i) : Pair{};
 #pragma GCC unroll 4
     for (int r = 0; r < rows; ++r) {
-      const RowStatistics& s = row_statistics[r];
-      Pair v = load(x[r] + i, count);
+      const RowStatistics& s = local[r];
+      Pair v = load(from[r] + i, count);
       ahead.fetch(first_row + r, i);
       if constexpr (norm == Norm::rms) {
         v = {v.a * s.inverse, v.b * s.inverse};
@@ -164,7 +166,7 @@ SGL_INLINE void apply(const Source* const* x, T* const* out, const RowStatistics
       }
       v = shifted ? Pair{fma(v.a, gain.a, shift.a), fma(v.b, gain.b, shift.b)}
                   : Pair{v.a * gain.a, v.b * gain.b};
-      put(out[r] + i, v, count, past_caches);
+      put(to[r] + i, v, count, past_caches);
     }
   };
   int64_t i = 0;
@@ -176,8 +178,21 @@ SGL_INLINE void apply(const Source* const* x, T* const* out, const RowStatistics
   }
 }
 
-// 16 registers hold the statistics of one row beside a block, 32 those of four.
-constexpr int kAppliedTogether = kLanes < 16 ? 1 : 4;
+// Rows that one walk writes: four share the loads of gain and shift in cache (16 registers hold the statistics of only
+// one). Past the caches one after the other: four open rows took 1.1 to 1.2 times as long, on Zen 3 and Zen 5.
+template <Norm norm, bool shifted, class T, int rows, class Source>
+SGL_INLINE void apply_all(const Source* const (&x)[rows], T* const (&out)[rows],
+                          const RowStatistics (&row_statistics)[rows], const Ahead<T>& ahead, const NormArgs& args) {
+  if constexpr (rows > 1 && kLanes == 16) {
+    if (!args.stream) {
+      apply<norm, shifted, T, rows>(x, out, row_statistics, 0, ahead, args);
+      return;
+    }
+  }
+  for (int r = 0; r < rows; ++r) {
+    apply<norm, shifted, T, 1>(x + r, out + r, row_statistics + r, r, ahead, args);
+  }
+}
 
 // fp16 rows whose conversion is worth keeping: at AVX2 one costs two operations for eight elements, three times over.
 constexpr int64_t kWideFloats = 4096;
@@ -187,7 +202,6 @@ constexpr bool kKeepsWide = kHalf<T> && !kEvenOdd<T> && kLanes < 16;
 template <Norm norm, bool shifted, class T, int rows>
 SGL_INLINE void normalise(const T* const (&x)[rows], T* const (&out)[rows], const Ahead<T>& ahead,
                           const NormArgs& args) {
-  constexpr int together = rows < kAppliedTogether ? rows : kAppliedTogether;
   RowStatistics row_statistics[rows];
   if constexpr (kKeepsWide<T>) {
     if (rows * padded(args.dim) <= kWideFloats) {
@@ -197,16 +211,12 @@ SGL_INLINE void normalise(const T* const (&x)[rows], T* const (&out)[rows], cons
         wide[r] = memory + r * padded(args.dim);
       }
       statistics<norm>(x, args.dim, args.eps, wide, row_statistics);
-      for (int r = 0; r < rows; r += together) {
-        apply<norm, shifted, T, together>(wide + r, out + r, row_statistics + r, r, ahead, args);
-      }
+      apply_all<norm, shifted>(wide, out, row_statistics, ahead, args);
       return;
     }
   }
   statistics<norm>(x, args.dim, args.eps, nullptr, row_statistics);
-  for (int r = 0; r < rows; r += together) {
-    apply<norm, shifted, T, together>(x + r, out + r, row_statistics + r, r, ahead, args);
-  }
+  apply_all<norm, shifted>(x, out, row_statistics, ahead, args);
 }
 
 template <class T, int rows>

@@ -194,6 +194,9 @@ extern const Kernels kKernels;
 namespace avx512 {
 extern const Kernels kKernels;
 }
+namespace avx512bf16 {
+extern const Kernels kKernels;
+}
 
 // The table for isa_level().
 const Kernels& kernels();

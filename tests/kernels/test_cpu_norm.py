@@ -119,6 +119,20 @@ def test_group_norm_of_one_large_group_does_not_depend_on_threads():
     assert torch.equal(results[2], results[3])
 
 
+def test_a_row_whose_squares_overflow_is_finite():
+    """At every instruction set: test_cpu_elementwise.py runs this file again for each."""
+    for dim in (7, 64, 1153):
+        x = normal(6, dim)
+        x[2, dim // 2] = 1e30
+        plain = run("layer_norm", x, None, None, 1e-5)[0]
+        scale, shift = normal(dim, seed=1), normal(dim, seed=2)
+        modulated = run("norm_scale_shift", x, scale, shift, None, None, 1e-5, "layer")[0]
+        gate = torch.zeros(dim)
+        after_sum = run("residual_gate_norm_scale_shift", x, x, gate, scale, shift, None, None, 1e-5, "layer")[0]
+        for out in (plain, modulated, after_sum):
+            assert out.isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_nan_and_infinity_stay_in_their_row(dtype):
     for bad in (float("nan"), float("inf"), -float("inf")):
