@@ -93,6 +93,9 @@ def check_sage(call: Call, int8_values: bool) -> None:
         assert not out.any(), str(call)
         return
     error = measure(out, exact)
+    # A mean of many keys may cancel to less than V's steps: such outputs are judged by a quarter of V's size.
+    v_size = call.v.double().square().mean().sqrt().item()
+    cancelled = exact.norm().item() / max(0.25 * v_size * exact.numel() ** 0.5, 1e-30)
     worst = (out.double() - exact).abs().max().item() / call.v.double().abs().max().item()
-    assert error.finite_match and error.relative_l2 <= SAGE_L2, f"{error}: {call}"
+    assert error.finite_match and error.relative_l2 * min(1.0, cancelled) <= SAGE_L2, f"{error}: {call}"
     assert worst <= SAGE_WORST, f"off by {worst:.2e} of the largest value: {call}"

@@ -128,7 +128,9 @@ def test_a_row_whose_squares_overflow_is_finite():
         scale, shift = normal(dim, seed=1), normal(dim, seed=2)
         modulated = run("norm_scale_shift", x, scale, shift, None, None, 1e-5, "layer")[0]
         gate = torch.zeros(dim)
-        after_sum = run("residual_gate_norm_scale_shift", x, x, gate, scale, shift, None, None, 1e-5, "layer")[0]
+        after_sum = run(
+            "residual_gate_norm_scale_shift", x, x, gate, scale, shift, None, None, 1e-5, "layer"
+        )[0]
         for out in (plain, modulated, after_sum):
             assert out.isfinite().all()
 
