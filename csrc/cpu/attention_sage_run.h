@@ -139,7 +139,8 @@ void run_sage(const Problem& p, const Task& task, char* memory, bool int8_values
   const int32_t head0 = task.kv_head * (p.heads / p.kv_heads);
   const RowWalk start(task.row0, s.sq);
   Panel panels[kChunkRows / kPanel];
-  start_sage(panels, l.panels, h.channels, start, task.row1 - task.row0, part(l.out), int8_values);
+  start_panels(panels, l.panels, h.channels, start, task.row1 - task.row0, part(l.out));
+  if (!int8_values) clear_products(panels, l.panels, h.channels);
   F query_scales[kChunkRows / kPanel][kMaxVectors];
   int32_t first = p.sq, last = 0;
   for (int n = 0; n < l.panels; ++n) {

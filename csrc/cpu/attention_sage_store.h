@@ -1,41 +1,11 @@
-// Where a panel of quantised attention starts, and its result: V's scales and means, the division by the sum of the
-// weights, and O^T back to rows, all in one pass.
+// The result of a panel of quantised attention: V's scales and means, the division by the sum of the weights, and O^T
+// back to rows, all in one pass.
 #pragma once
 
 #include "attention_sage.h"
 
 namespace sgl_kernels::attention {
 namespace {
-
-static inline void start_sage(Panel* panels, int32_t count, int32_t channels, RowWalk walk, int32_t rows, float* out,
-                              bool int8_values) {
-  for (int n = 0; n < count; ++n) {
-    Panel& panel = panels[n];
-    panel.rows = min_int(kPanel, rows - n * kPanel);
-    panel.vectors = (panel.rows + kLanes - 1) / kLanes;
-    panel.out = out + static_cast<size_t>(n) * channels * kPanel;
-    panel.fresh = true;
-    panel.first = panel.last = walk.query;
-    for (int j = 0; j < kMaxVectors; ++j) {
-      panel.reference[j] = panel.sum[j] = F{};
-      panel.position[j] = I{};
-      const int used = min_int(kLanes, panel.rows - j * kLanes);
-      if (used == kLanes && walk.query + kLanes < walk.sq) {  // lane by lane it took 2 % at 256 rows
-        panel.position[j] = lane_index() + walk.query;
-        panel.first = min_int(panel.first, walk.query);
-        walk.query += kLanes;
-        panel.last = max_int(panel.last, walk.query - 1);
-        continue;
-      }
-      for (int i = 0; i < used; ++i, walk.next()) {
-        panel.position[j][i] = walk.query;
-        panel.first = min_int(panel.first, walk.query);
-        panel.last = max_int(panel.last, walk.query);
-      }
-    }
-    if (!int8_values) __builtin_memset(panel.out, 0, static_cast<size_t>(channels) * panel.vectors * kLanes * 4);
-  }
-}
 
 // The bits of a 16-bit type in the low half of each lane. x is finite or the NaN of row_ranges, so that rounding needs
 // no test for NaN (whose mantissa it could carry over).

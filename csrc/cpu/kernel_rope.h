@@ -97,12 +97,20 @@ SGL_INLINE void pass(const T* x, T* out, const RopeArgs& args, float inverse, bo
   });
 }
 
+// The heads that are fetched while these are turned, two blocks of 4 on; heads lie one after another, so behind a token's
+// last heads come those of the next.
+constexpr int kHeadsAhead = 8;
+
 template <bool interleaved, bool normalised, class T, int heads>
 SGL_INLINE void rope_block(const RopeArgs& args, int64_t head, bool past_caches) {
   const T* x[heads];
   RowStatistics row_statistics[heads];
   for (int h = 0; h < heads; ++h) {
     x[h] = row<T>(args.x, args.x_step, head + h);
+    const char* ahead = reinterpret_cast<const char*>(row<T>(args.x, args.x_step, head + h + kHeadsAhead));
+    for (int64_t at = 0; at < args.dim * static_cast<int64_t>(sizeof(T)); at += 64) {
+      __builtin_prefetch(ahead + at);
+    }
   }
   if constexpr (normalised) {
     statistics<Norm::rms>(x, args.dim, args.eps, nullptr, row_statistics);
@@ -131,9 +139,6 @@ static void rope_heads(const RopeArgs& args) {
   }
   for (; head < args.heads; ++head) {
     rope_block<interleaved, normalised, T, 1>(args, head, past_caches);
-  }
-  if (past_caches) {
-    finish_streaming();
   }
 }
 

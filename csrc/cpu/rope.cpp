@@ -91,6 +91,9 @@ class Rotation {
                       result + run.offset[to_], plan_.step(to_), run.rows, dim_, tables_.rotary, eps_, gain, cos,
                       sin});
     });
+    if (stream_) {
+      finish_streaming();  // not in the kernel, which is called for each token
+    }
   }
 
  private:

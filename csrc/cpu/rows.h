@@ -128,6 +128,13 @@ class RowPlan {
 // `row_bytes` from `out` on are aligned to a cache line.
 bool should_stream(int64_t moved_bytes, const void* out, int64_t row_bytes);
 
+// Makes what this thread wrote past the caches visible to others.
+inline void finish_streaming() {
+#if defined(__x86_64__)
+  __builtin_ia32_sfence();
+#endif
+}
+
 inline int64_t item_bytes(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
 
 }  // namespace sgl_kernels
