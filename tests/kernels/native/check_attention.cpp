@@ -190,11 +190,13 @@ void check(const Case& c, bool sage) {
   for (int b = 0; b < c.batch; ++b) {
     const int sq = sequence(b, c.cu_q, c.sq), sk = sequence(b, c.cu_k, c.sk), rows = group * sq;
     const bool decode = rows <= kMaxDecodeRows && !sage;
+    const bool all = decode && (rows + 3) / 4 * 4 * c.kv_heads <= kMaxDecodeHeadRows && random_bits() % 2 == 0;
+    const int heads = all ? c.kv_heads : 1;  // of a task
     const size_t bytes = sage     ? kSageBaseline.scratch_bytes(parts, rows)
-                         : decode ? kBaseline.decode_scratch_bytes(parts, rows)
+                         : decode ? kBaseline.decode_scratch_bytes(parts, {b, 0, 0, rows, 0, sk, 0, heads})
                                   : kBaseline.scratch_bytes(parts, rows);
     char* scratch = static_cast<char*>(std::aligned_alloc(64, (bytes + 127) / 64 * 64));
-    for (int h = 0; h < c.kv_heads; ++h) {
+    for (int h = 0; h < c.kv_heads; h += heads) {
       if (sage) {
         const SageSizes sizes = kSageBaseline.sizes(p);
         char* head = static_cast<char*>(std::aligned_alloc(64, (sizes.head_bytes + 127) / 64 * 64));
@@ -205,7 +207,7 @@ void check(const Case& c, bool sage) {
         continue;
       }
       for (int s = 0; s < c.splits; ++s) {
-        const Task task{b, h, 0, rows, s * sk / c.splits, (s + 1) * sk / c.splits, s};
+        const Task task{b, h, 0, rows, s * sk / c.splits, (s + 1) * sk / c.splits, s, heads};
         (decode ? kBaseline.decode : kBaseline.run)(parts, task, scratch);
       }
     }
