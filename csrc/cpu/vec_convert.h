@@ -115,9 +115,10 @@ SGL_INLINE Raw<T> narrow(Pair v) {
     // Two operations in place of eight (rms_norm in cache 1.27 times as fast on Zen 5). NaN and infinity are kept;
     // results below 2^-126, smaller than any normal bf16, become zeros, as in this level's attention.
     const __m512i apart = (__m512i)_mm512_cvtne2ps_pbh(v.b, v.a);
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
-                                           23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return {(U)_mm512_permutexvar_epi16(order, apart)};
+    typedef int16_t Halves __attribute__((vector_size(64)));
+    const Halves order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                          8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return {(U)_mm512_permutexvar_epi16((__m512i)order, apart)};
 #elif defined(__AVX2__) && !defined(__AVX512F__)
     // Both halves of a lane at once, 9 operations in place of 11: what is cut off, where it and the last kept bit ask
     // for one more (ties to even), and the carry.
