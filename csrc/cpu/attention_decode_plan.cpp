@@ -11,8 +11,6 @@ namespace {
 // against 40 and 97 in order.
 bool heads_inside(const Tensor4& x) { return x.head >= 0 && x.head < x.seq; }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 }  // namespace
 
 DecodePlan plan_decode(const Problem& p, int32_t threads) {

@@ -28,6 +28,8 @@ DenseCall prepare_dense(const char* op, const Tensor& q, const Tensor& k, const 
                         const std::optional<Tensor>& attn_mask, int64_t causal, double scale, int64_t window_left,
                         int64_t window_right, double softcap, bool return_lse);
 
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 // Scratch memory: whole pages, so that no two threads' parts share one.
 struct Free {
   void operator()(void* p) const;

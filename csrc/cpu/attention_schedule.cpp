@@ -17,8 +17,6 @@ struct Plan {
   std::vector<Task> tasks;
 };
 
-int32_t ceil_div(int64_t a, int64_t b) { return static_cast<int32_t>((a + b - 1) / b); }
-
 void add_tasks(Plan& plan, const Problem& p, int32_t batch, int32_t kv_head, int32_t sq, int32_t sk) {
   const int32_t group = p.heads / p.kv_heads;
   const bool merge = sq < kMergeBelow;
