@@ -12,24 +12,22 @@ from torch import Tensor
 from sgl_kernels.backends.cpu import BEHIND, CPU, FIRST, TINY
 from sgl_kernels.core.device import Device, cpu_arch
 from sgl_kernels.core.implementation import Implementation
+from sgl_kernels.core.requires import FLOATS
 from sgl_kernels.ops.linear.reference import activated
 from sgl_kernels.ops.linear.spec import LinearFacts
 
-TILED = ("avx2", "avx512", "avx512bf16")
-"""The instruction sets for which csrc/cpu has a product."""
-FEWEST_ROWS = {"avx2": {torch.float32: 16, torch.bfloat16: 4, torch.float16: 4}}
-FEWEST_ROWS_WIDE = {torch.float32: 4, torch.float16: 4}
-"""With fewer rows the packing of the weight is not paid back (benchmarks/notes/cpu_linear.md). From AVX-512 on,
-bfloat16 is torch's: oneDNN multiplies it at 395 to 450 GFLOP/s where fp32 tiles reach 230."""
+_WIDE = {torch.float32: 4, torch.float16: 4}
+FEWEST_ROWS = {
+    "avx2": {torch.float32: 16, torch.bfloat16: 4, torch.float16: 4},
+    "avx512": _WIDE,
+    "avx512bf16": _WIDE,
+}
+"""The instruction sets and dtypes for which our product is, and the fewest rows: with fewer the packing of the weight
+is not paid back (benchmarks/notes/cpu_linear.md). From AVX-512 on, bfloat16 is torch's: oneDNN multiplies it at 395 to
+450 GFLOP/s where fp32 tiles reach 230."""
 SHORTEST_PLAIN = 384
 """fp32 without an activation on AVX2: shallower products are torch's (0.87 to 0.98 of its time at a depth of 192 over
 3920 rows; 1.0 to 1.3 times its speed at 384 and more)."""
-
-
-def _fewest_rows(arch: str, dtype: torch.dtype) -> int:
-    """The fewest rows that our product is for: more than any where it is not for the dtype."""
-    rows = FEWEST_ROWS.get(arch, FEWEST_ROWS_WIDE if arch in TILED else {})
-    return rows.get(dtype, 1 << 62)
 
 
 def _torch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
@@ -45,22 +43,19 @@ def _load(config: Any) -> Callable[..., Any]:
     if reason is not None:
         raise RuntimeError(reason)
     behind = _torch_product(torch.ops.sgl_kernels_cpu.gelu_tanh.default)
-    arch = cpu_arch()
-    if torch.ops.sgl_kernels_cpu.linear_unsupported_reason():
+    served = set(FEWEST_ROWS.get(cpu_arch(), ()))
+    # Not measured: oneDNN multiplies float16 in registers of halves where the processor has them, twice the fp32 rate.
+    if getattr(torch.cpu, "get_capabilities", dict)().get("avx512_fp16", False):
+        served.discard(torch.float16)
+    if not served or torch.ops.sgl_kernels_cpu.linear_unsupported_reason():
         return behind
     ours = torch.ops.sgl_kernels_cpu.linear.default
-    if _fewest_rows(arch, torch.bfloat16) < 1 << 62:
-        return ours  # type: ignore[no-any-return]
-
-    # Not measured: oneDNN multiplies float16 in registers of halves where the processor has them, twice the fp32 rate.
-    has_fp16 = getattr(torch.cpu, "get_capabilities", dict)().get("avx512_fp16", False)
-    torchs = (torch.bfloat16, torch.float16) if has_fp16 else (torch.bfloat16,)
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-        product = behind if x.dtype in torchs or arch not in TILED else ours
+        product = ours if x.dtype in served else behind
         return product(x, weight, bias, activation)  # type: ignore[no-any-return]
 
-    return run
+    return ours if served >= FLOATS else run  # type: ignore[no-any-return]
 
 
 def _torch_product(gelu_tanh: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,13 +73,12 @@ def _rank(facts: LinearFacts, device: Device) -> int:
     has a product for bfloat16, and what is left to gain there is torch's slow GELU behind it; float16 runs at 16 to 29
     GFLOP/s and fp32 at 90 to 100 (Zen 5), where our tiles reach 190 to 235 in both.
     """
-    if facts.m >= _fewest_rows(device.arch, facts.dtype):
-        shallow = device.arch == "avx2" and facts.k < SHORTEST_PLAIN
-        plain = facts.dtype is torch.float32 and facts.activation == "none"
-        return BEHIND if plain and shallow else FIRST
-    if device.arch == "avx2" or facts.dtype is not torch.bfloat16:
-        return BEHIND
-    return FIRST if facts.activation == "gelu_tanh" and facts.m * facts.n >= TINY else BEHIND
+    ours = FEWEST_ROWS.get(device.arch, {})
+    if facts.dtype not in ours:
+        return FIRST if facts.activation == "gelu_tanh" and facts.m * facts.n >= TINY else BEHIND
+    plain = facts.dtype is torch.float32 and facts.activation == "none"
+    shallow = device.arch == "avx2" and facts.k < SHORTEST_PLAIN
+    return BEHIND if facts.m < ours[facts.dtype] or (plain and shallow) else FIRST
 
 
 IMPLEMENTATIONS = (
