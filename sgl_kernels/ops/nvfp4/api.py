@@ -15,7 +15,7 @@ from sgl_kernels.core.torch_op import define
 from sgl_kernels.core.verdict import Rejected
 from sgl_kernels.ops._key import grad, is_opaque, of
 from sgl_kernels.ops._validate import short
-from sgl_kernels.ops.nvfp4.formats import NVFP4, ScaledFormat, ScaledTensor, parse_format
+from sgl_kernels.ops.nvfp4.formats import NVFP4, ScaledFormat, ScaledTensor, parse_format, scales_fault
 from sgl_kernels.ops.nvfp4.layouts import MAX_FINITE_E4M3, to_layout
 from sgl_kernels.ops.nvfp4.spec import NVFP4_DEQUANTIZE, NVFP4_LINEAR, NVFP4_QUANTIZE
 
@@ -93,7 +93,7 @@ def nvfp4_quantize(
 ) -> ScaledTensor:
     """Quantise x (..., K) to 4 bits with a scale for each block along K; K a multiple of the block.
 
-    global_scale: fp32 scalar tensor in the decode direction; None takes amax / 2688 of the finite values.
+    global_scale: fp32 scalar tensor in the decode direction, positive and finite; None takes amax / 2688 of the finite values.
     Rounds to nearest, ties to even, saturating, with no epsilon: a zero block has scale 0. stochastic=True rounds
     up with probability equal to the distance (torch's global generator).
     nonfinite: "error" raises for NaN and infinities; "propagate" gives their block the scale NaN.
@@ -103,6 +103,7 @@ def nvfp4_quantize(
     fmt = parse_format(format)
     if nonfinite not in ("error", "propagate"):
         raise ValueError(f"nvfp4_quantize: nonfinite is {nonfinite!r}, expected 'error' or 'propagate'")
+    _check_scale("nvfp4_quantize", "global_scale", global_scale)
     run = _quantize if is_opaque(x) else _eager_quantize
     data, block_scale, scale = run(x, global_scale, fmt.name, stochastic, backend=backend)
     if nonfinite == "error" and not is_opaque(x) and _has_nan(block_scale):
@@ -112,6 +113,14 @@ def nvfp4_quantize(
             "nonfinite='propagate' to have those blocks decode to NaN"
         )
     return ScaledTensor(data, block_scale, scale if fmt.has_global else None, fmt, tuple(x.shape))
+
+
+def _check_scale(op: str, name: str, value: Tensor | None) -> None:
+    """Positive and finite where the host can read it, in every call: the key of a call knows no values."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not is_opaque(value):
+        fault = scales_fault(None, value)
+        if fault:
+            raise ValueError(f"{op}: {name} {fault} (decode direction, amax / 2688)")
 
 
 def _has_nan(block_scale: Tensor) -> bool:
@@ -160,6 +169,7 @@ def nvfp4_linear(
         raise TypeError(
             f"nvfp4_linear: weight is {type(weight).__name__}, expected a ScaledTensor from nvfp4_quantize"
         )
+    _check_scale("nvfp4_linear", "input_scale", input_scale)
     opaque = is_opaque(x)
     w = _as_prepared(weight) if opaque else for_device(weight, activation)
     run = _linear if opaque else _eager_linear
@@ -176,7 +186,8 @@ def for_device(weight: ScaledTensor, activation: str = "bf16") -> ScaledTensor:
         return weight
     found = weight.prepared.get(layout)
     if found is None:
-        found = weight.prepared[layout] = to_layout(weight, layout)
+        with torch.inference_mode(False):  # it outlives this call, and may then have to enter a backward
+            found = weight.prepared[layout] = to_layout(weight, layout)
     return found
 
 

@@ -42,6 +42,8 @@ def to_layout(x: ScaledTensor, layout: str) -> ScaledTensor:
 
 def _from_linear(x: ScaledTensor, layout: str) -> ScaledTensor:
     ScaledTensor.storage_shapes(x.format, x.shape, layout)  # raises for what is not a matrix
+    if x.device.type not in ("cpu", "meta") and not _capturing(x.device):
+        x.check_scales(anywhere=True)  # one wait, when a weight is prepared
     if layout == "cpu_packed":
         return _pack(x)
     if layout == "trtllm_shuffled":
@@ -60,6 +62,11 @@ def _from_linear(x: ScaledTensor, layout: str) -> ScaledTensor:
     tall = 128 if layout == "swizzled_128x4" else 8
     scale = _swizzle(_bytes(x.block_scale), tall).view(x.block_scale.dtype)
     return replace(x, block_scale=scale, layout=layout)
+
+
+def _capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being recorded, where nobody may wait for the device."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _to_linear(x: ScaledTensor) -> ScaledTensor:
@@ -141,9 +148,7 @@ def _pack(x: ScaledTensor) -> ScaledTensor:
         raise ValueError(f"format is {x.format.name}; layout 'cpu_packed' holds nvfp4 only")
     scale = _bytes(x.block_scale)
     if scale.numel() and int(scale.max()) > MAX_FINITE_E4M3:
-        raise ValueError(
-            "block_scale has a negative or NaN value; 'cpu_packed' holds finite scales >= 0: keep layout 'linear'"
-        )
+        raise ValueError("block_scale has a NaN; 'cpu_packed' holds finite scales: keep layout 'linear'")
     n, k = x.shape
     panels, blocks = ceil_to(n, PANEL) // PANEL, k // 16
     rows = panels * PANEL
