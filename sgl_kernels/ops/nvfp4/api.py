@@ -93,7 +93,8 @@ def nvfp4_quantize(
 ) -> ScaledTensor:
     """Quantise x (..., K) to 4 bits with a scale for each block along K; K a multiple of the block.
 
-    global_scale: fp32 scalar tensor in the decode direction, positive and finite; None takes amax / 2688 of the finite values.
+    global_scale: fp32 scalar tensor in the decode direction, positive and finite; None takes amax / 2688 of the
+    finite values.
     Rounds to nearest, ties to even, saturating, with no epsilon: a zero block has scale 0. stochastic=True rounds
     up with probability equal to the distance (torch's global generator).
     nonfinite: "error" raises for NaN and infinities; "propagate" gives their block the scale NaN.

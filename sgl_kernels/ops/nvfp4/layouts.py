@@ -104,6 +104,12 @@ def swizzle_scales(scale: Tensor, rows_per_tile: int = 128) -> Tensor:
     return _swizzle(_bytes(scale), rows_per_tile).view(scale.dtype)
 
 
+def unswizzle_scales(tiles: Tensor, rows: int, columns: int) -> Tensor:
+    """The linear block scales (rows, columns) of tiles of 128 x 4; what stands in the padding is left out."""
+    padded = tiles.reshape(ceil_to(rows, 128), ceil_to(columns, 4))
+    return _unswizzle(_bytes(padded), 128)[:rows, :columns].contiguous().view(tiles.dtype)
+
+
 def aiter_scales(scale: Tensor) -> Tensor:
     """Linear e8m0 scales (M, C) in AITER's tiles of 32 x 8, padded with zeros to (256, 8)."""
     rows, columns = ceil_to(scale.shape[0], 256), ceil_to(scale.shape[1], 8)
