@@ -151,7 +151,12 @@ def save_checkpoint(
         index = {"metadata": {"total_size": total}, "weight_map": listed}
         written.append(_write(folder / f"{name}.safetensors.index.json", index))
     excluded = [n for n, m in model.named_modules() if type(m) is nn.Linear]
-    quantization = {"quant_algo": "NVFP4", "group_size": 16, "exclude_modules": excluded}
+    scaled = any(isinstance(m, NVFP4Linear) and m.pre_quant_scale is not None for m in model.modules())
+    quantization = {
+        "quant_algo": "NVFP4_AWQ" if scaled else "NVFP4",
+        "group_size": 16,
+        "exclude_modules": excluded,
+    }
     written.append(_write(folder / "hf_quant_config.json", {"quantization": quantization}))
     return written
 
@@ -164,14 +169,23 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
             f"save_checkpoint: layer {other[0]!r} is {layers[other[0]].format.name}; only nvfp4 is written"
         )
     dropped = {f"{n}.input_scale" if n else "input_scale" for n, m in layers.items() if not m.is_calibrated}
+    shared = {  # a layer of several names is written under the first
+        name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, NVFP4Linear) and name not in layers
+    }
     tensors: dict[str, Tensor] = {}
-    seen: dict[tuple[int, int], str] = {}
+    seen: set[tuple[object, ...]] = set()
     for key, tensor in model.state_dict().items():
-        alias = (tensor.data_ptr(), tensor.numel())
-        if key in dropped or (tensor.numel() and alias in seen and tensor.device.type == "cpu"):
-            continue  # a tied weight is written once
-        seen[alias] = key
-        tensors[key] = tensor.detach().contiguous()
+        if key in dropped or key.rpartition(".")[0] in shared:
+            continue
+        if tensor.device.type == "cpu" and tensor.numel():
+            alias = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            if alias in seen:
+                continue  # a tied weight is written once
+            seen.add(alias)
+        whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+        tensors[key] = tensor.detach().contiguous() if whole else tensor.detach().contiguous().clone()
     return tensors
 
 

@@ -59,7 +59,7 @@ def read_config(config: dict[str, Any], name: str, ignore: Iterable[str]) -> Qua
             fnmatch.fnmatchcase(part, p) for p in ignore
         ):
             raise CheckpointError(
-                f"{part} of {name} is {shown(config[part])}: no cache is quantised here, it stays in the model's dtype; "
+                f"{part} of {name} is {shown(config[part])}: no cache is quantised here, it keeps the model's dtype; "
                 f"accept that with ignore=[{part!r}]"
             )
     layout = _get(config, "checkpoint_weight_scale_layout", str, name)

@@ -12,6 +12,7 @@ from sgl_kernels.integrations.checkpoints_files import Contents
 from sgl_kernels.integrations.checkpoints_header import CheckpointError, shown
 from sgl_kernels.integrations.checkpoints_layouts import QuantisedEntry
 from sgl_kernels.integrations.nvfp4_linear import NVFP4Linear
+from sgl_kernels.integrations.quantize import read_elsewhere
 from sgl_kernels.ops.nvfp4.formats import NVFP4
 
 Rename = Callable[[str], str]
@@ -33,6 +34,7 @@ class Plan:
         self.model, self.contents, self.ignore = model, contents, ignore
         self.taken = {key for q in quantised for key in q.keys.values()}
         self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.guarded = read_elsewhere(model)
         state = dict(model.state_dict(keep_vars=True))
         self.layers: dict[str, QuantisedEntry] = {}  # the model's name -> the checkpoint's layer
         filled: dict[str, str] = {}  # state-dict name -> the key that fills it
@@ -88,9 +90,15 @@ class Plan:
         return [n for n, m in self.modules.items() if m is self.modules[name]]
 
     def _check_layer(self, q: QuantisedEntry, module: nn.Module | None, name: str, where: str) -> None:
-        if not isinstance(module, nn.Linear | NVFP4Linear):
+        plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+        if not plain and not isinstance(module, NVFP4Linear):
             found = "nothing" if module is None else type(module).__name__
             raise CheckpointError(f"{where} is a quantised layer, but the model has {found} at {shown(name)}")
+        assert isinstance(module, nn.Linear | NVFP4Linear)
+        if module in self.guarded:
+            raise CheckpointError(
+                f"{where} is a quantised layer, but the model's {shown(name)} cannot be one: {self.guarded[module]}"
+            )
         if module is self.model:
             raise CheckpointError(
                 f"{where} is the whole model, which cannot be replaced inside itself: load into nn.Sequential(model), "
@@ -108,8 +116,8 @@ class Plan:
         """Consent by name is enough: allowed to be left over, they are applied all the same."""
         if not any(fnmatch.fnmatchcase(key, pattern) for pattern in self.ignore):
             raise CheckpointError(
-                f"{self.contents.describe(key)} multiplies the input of its layer (AWQ, SmoothQuant), a product more in "
-                "every call; pass input_factors=True to have the layer apply it"
+                f"{self.contents.describe(key)} multiplies the input of its layer (AWQ, SmoothQuant), one product more "
+                "in every call; pass input_factors=True to have the layer apply it"
             )
 
     def _check_left_over(self, key: str, where: str, quantised: set[str]) -> None:
@@ -148,20 +156,21 @@ class Plan:
     def apply(self, tensors: dict[str, Tensor], layers: dict[str, NVFP4Linear]) -> None:
         """Change the model. Nothing in here can fail for the contents of a checkpoint."""
         state = dict(self.model.state_dict(keep_vars=True))
-        moved: dict[str, Tensor] = {}
+        moved: dict[int, Tensor] = {}  # by the id of a tensor without data, which several names may share
         for name, key in self.plain.items():
             target = state[name]
             if target.device.type == "meta":
-                moved[name] = tensors[key].to(target.dtype)
+                moved[id(target)] = tensors[key].to(target.dtype)
         for name, layer in layers.items():
             for alias in self._aliases(name):
                 put(self.model, alias, layer)
-        for name, key in self.plain.items():
-            if name in moved:
-                _replace_tensor(self.model, name, moved[name])
-            else:
+        made: dict[int, Tensor] = {}
+        for name, target in state.items():
+            if id(target) in moved:
+                made[id(target)] = _replaced(self.model, name, moved[id(target)], made.get(id(target)))
+            elif name in self.plain:
                 with torch.no_grad():
-                    state[name].copy_(tensors[key])
+                    target.copy_(tensors[self.plain[name]])
 
 
 def put(model: nn.Module, name: str, layer: nn.Module) -> None:
@@ -170,12 +179,15 @@ def put(model: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(model.get_submodule(parent) if parent else model, leaf, layer)
 
 
-def _replace_tensor(model: nn.Module, name: str, value: Tensor) -> None:
+def _replaced(model: nn.Module, name: str, value: Tensor, made: Tensor | None) -> Tensor:
+    """Put `value` at `name`, or what was made of it for another name of the same tensor."""
     parent, _, leaf = name.rpartition(".")
     module = model.get_submodule(parent) if parent else model
-    if leaf in module._parameters:
-        old = module._parameters[leaf]
-        keep = old is not None and old.requires_grad and value.is_floating_point()
-        module._parameters[leaf] = nn.Parameter(value, requires_grad=keep)
-    else:
+    if leaf not in module._parameters:
         module._buffers[leaf] = value
+        return value
+    old = module._parameters[leaf]
+    keep = old is not None and old.requires_grad and value.is_floating_point()
+    new = made if isinstance(made, nn.Parameter) else nn.Parameter(value, requires_grad=keep)
+    module._parameters[leaf] = new
+    return new
