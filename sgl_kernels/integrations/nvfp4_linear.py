@@ -104,12 +104,12 @@ class NVFP4Linear(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The packed values in linear layout, uint8 (N, K/2)."""
-        return self._linear_buffer("weight")
+        return self._linear_weight().data
 
     @property
     def weight_scale(self) -> Tensor:
         """The block scales in linear layout, (N, K/16)."""
-        return self._linear_buffer("weight_scale")
+        return self._linear_weight().block_scale
 
     @property
     def layout(self) -> str:
@@ -181,20 +181,18 @@ class NVFP4Linear(nn.Module):
         if layout != held.layout:
             self._convert(held, layout)
 
-    def _convert(self, held: ScaledTensor, layout: str) -> None:
+    def _convert(self, held: ScaledTensor, layout: str) -> ScaledTensor:
         with torch.inference_mode(False), torch.no_grad():
-            self.set_weight(to_layout(held, layout))
-
-    def _linear_buffer(self, name: str) -> Tensor:
-        """One of the two buffers, for whoever reads and replaces them one by one: accelerate's hooks, for example."""
-        if name not in self._buffers:
-            raise AttributeError(name)
-        held = self._buffers
-        if _layout(held) != "linear":
-            self._convert(self._scaled(held), "linear")
-        found = self._buffers[name]
-        assert found is not None
+            found = to_layout(held, layout)
+            self.set_weight(found)
         return found
+
+    def _linear_weight(self) -> ScaledTensor:
+        """For whoever reads and replaces the two buffers one by one: accelerate's hooks, for example."""
+        if "weight_scale" not in self._buffers:
+            raise AttributeError("weight")  # asked by register_buffer
+        held = self.quantised_weight()
+        return held if held.layout == "linear" else self._convert(held, "linear")
 
     def forward(self, x: Tensor) -> Tensor:
         # a layer whose tensors come and go with each call is packed for the call, inside nvfp4_linear
@@ -261,6 +259,17 @@ class NVFP4Linear(nn.Module):
             zero = name == "input_scale"  # zero: not calibrated
             found = scales_fault(None, value, zero=zero) if value.numel() == 1 else ""
         return f"{name} {found}" if found else ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Scales go as bytes: Python's pickle cannot carry torch's float8 tensors."""
+        held = self._buffers
+        assert held["weight_scale"] is not None
+        return {**self.__dict__, "_buffers": {**held, "weight_scale": held["weight_scale"].view(torch.uint8)}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        held = state["_buffers"]
+        scale = held["weight_scale"].view(state["format"].scale_dtype)
+        super().__setstate__({**state, "_buffers": {**held, "weight_scale": scale}})
 
     def extra_repr(self) -> str:
         return (

@@ -27,7 +27,9 @@ def test_a_layer_cannot_be_replaced_inside_itself(make):
 
 def test_a_layer_with_several_names_is_replaced_under_all_of_them():
     layer = nn.Linear(64, 64)
-    model = nn.ModuleDict({"a": layer, "b": nn.Sequential(layer, nn.Linear(64, 32)), "c": nn.ModuleList([layer])})
+    model = nn.ModuleDict(
+        {"a": layer, "b": nn.Sequential(layer, nn.Linear(64, 32)), "c": nn.ModuleList([layer])}
+    )
     report = quantize_model(model, include="b.*")
     assert [r.name for r in report if r.quantised] == ["a", "b.1"]
     assert isinstance(model["a"], NVFP4Linear)
@@ -161,7 +163,7 @@ def test_quantised_under_inference_mode_a_model_still_trains():
     x.requires_grad_()
     out = model(x)
     out.sum().backward()
-    assert torch.equal(out.detach(), want)
+    assert torch.allclose(out.detach(), want, atol=1e-5)  # another backend serves gradients
     dense = nn.Sequential(*(nn.Linear(a, b) for a, b in ((64, 64), (64, 48))))
     for layer, found in zip(dense, (model[0], model[2]), strict=True):
         layer.weight = nn.Parameter(nvfp4_dequantize(found.quantised_weight(), torch.float32))
