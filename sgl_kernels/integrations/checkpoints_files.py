@@ -22,6 +22,7 @@ from sgl_kernels.integrations.checkpoints_header import (
     is_text,
     is_there,
     kind,
+    named,
     parse_object,
     read_bytes,
     read_header,
@@ -62,16 +63,16 @@ def open_checkpoint(path: str | Path) -> Contents:
         metadata.update(extra)
         for key, entry in found.items():
             if key in entries:
-                raise CheckpointError(f"{shown(key)} is in {entries[key].label} and again in {label}")
+                raise CheckpointError(f"{shown(key)} is in {entries[key].label} and again in {named(label)}")
             entries[key] = entry
     for key, label in listed.items():
         if key not in entries:
             raise CheckpointError(
-                f"{shown(key)} is listed in the index for {label}, but that file does not have it"
+                f"{shown(key)} is listed in the index for {named(label)}, but that file does not have it"
             )
-        if entries[key].label != label:
+        if entries[key].file != folder / label:
             raise CheckpointError(
-                f"{shown(key)} is listed in the index for {label}, but is in {entries[key].label}"
+                f"{shown(key)} is listed in the index for {named(label)}, but is in {entries[key].label}"
             )
     return Contents(entries, metadata, *_config(folder))
 
@@ -92,7 +93,7 @@ def _files(path: Path) -> tuple[Path, list[str], dict[str, str]]:
                 raise CheckpointError(f"{path} has no .safetensors file")
             return path, files, {}
         path = path / indices[0]
-    regular_file(path, shown(str(path))[1:-1])
+    regular_file(path, named(str(path)))
     if not path.name.endswith(".json"):
         return path.parent, [path.name], {}
     index = parse_object(read_bytes(path, path.name), path.name)

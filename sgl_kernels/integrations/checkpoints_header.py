@@ -47,6 +47,11 @@ def shown(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:60]}...{text[-20:]} ({len(text)} letters)"
 
 
+def named(label: str) -> str:
+    """A file's name in a message: as it is, unless that would be long or unprintable."""
+    return label if label.isprintable() and len(label) <= 100 else shown(label)
+
+
 def kind(value: object) -> str:
     """What JSON calls a value's type."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
@@ -137,7 +142,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def read_header(file: Path, label: str = "") -> tuple[dict[str, Entry], dict[str, str]]:
     """(entries, metadata) of one safetensors file, checked against its size: a truncated file names the key it lost."""
-    label = label or file.name
+    label = named(label or file.name)
     size = regular_file(file, label).st_size
     try:
         with file.open("rb") as stream:

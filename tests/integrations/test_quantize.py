@@ -20,7 +20,7 @@ def reasons(model):
 @pytest.mark.parametrize("make", [lambda: nn.Linear(64, 48), lambda: type("Own", (nn.Linear,), {})(64, 48)])
 def test_a_layer_cannot_be_replaced_inside_itself(make):
     layer = make()
-    with pytest.raises(ValueError, match="model is itself an nn.Linear.*from_linear"):
+    with pytest.raises(ValueError, match=r"model is itself an nn\.Linear.*from_linear"):
         quantize_model(layer)
     assert layer.weight.dtype is torch.float32
 

@@ -55,10 +55,10 @@ class ScaledTensor:
                   | "aiter_shuffled" (MXFP4: tiles of 16 rows x 32 bytes, scales in tiles of 32 x 8)
                   | "cpu_packed" (one stream of 64-row panels, see layouts.py)
 
-    A block scale is 0 or more, or NaN: zeros and NaN decode to zeros and NaN whatever the codes. With its sign bit set
-    it is no NVFP4, since tensor cores read these scales without a sign: ValueError. So is a global scale that is not
-    positive and finite. Both are checked where the host can read them: in CPU memory here, on other devices when a
-    weight is first brought into the layout of its kernels. `checked`: it has been done.
+    A block scale is 0 or more, or NaN (not in "cpu_packed"): these decode to zeros and NaN whatever the codes. With
+    its sign bit set it is no NVFP4, since tensor cores read these scales without a sign: ValueError. So is a global
+    scale that is not positive and finite. Both are checked where the host can read them: in CPU memory here, on other
+    devices when a weight is first brought into the layout of its kernels. `checked`: it has been done.
     """
 
     data: Tensor
@@ -100,12 +100,10 @@ class ScaledTensor:
         """Raise ValueError for scales that are none. anywhere=True waits for an accelerator to say."""
         if torch.compiler.is_compiling():
             return
-        held = self.data[..., -64:] if self.layout == "cpu_packed" else self.block_scale
+        packed = self.layout == "cpu_packed"  # whose kernels have no NaN among their scales
+        held = (self.data[..., -64:] if packed else self.block_scale).view(self.format.scale_dtype)
         for name, fault in (
-            (
-                "block_scale",
-                scales_fault(held.view(self.format.scale_dtype), None, nan=True, anywhere=anywhere),
-            ),
+            ("block_scale", scales_fault(held, None, nan=not packed, anywhere=anywhere)),
             ("global_scale", scales_fault(None, self.global_scale, anywhere=anywhere)),
         ):
             if fault:
