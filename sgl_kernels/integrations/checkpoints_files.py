@@ -104,7 +104,7 @@ def _files(path: Path) -> tuple[Path, list[str], dict[str, str]]:
     for key, label in listed.items():
         if not is_there(path.parent / label):
             raise CheckpointError(
-                f"shard {label} of {path.name} is missing; it holds {shown(key)}, for example"
+                f"shard {named(label)} of {path.name} is missing; it holds {shown(key)}, for example"
             )
     return path.parent, sorted(set(listed.values())), listed
 
