@@ -196,7 +196,8 @@ class NVFP4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # a layer whose tensors come and go with each call is packed for the call, inside nvfp4_linear
-        offloaded = getattr(self.__dict__.get("_hf_hook"), "offload", False)
+        hook = self.__dict__.get("_hf_hook")
+        offloaded = getattr(hook, "offload", False) and getattr(hook, "offload_buffers", False)
         if not offloaded and not torch.compiler.is_compiling() and self.layout == "linear":
             self.prepare()
         calibrated = self.input_scale if self._calibrated and self.activation == "nvfp4" else None

@@ -1,4 +1,4 @@
-"""What a checkpoint's layers become: factors of AWQ, shared layers, tied weights, and layers that cannot be replaced."""
+"""What a checkpoint's layers become: factors of AWQ, shared layers, tied weights, layers that cannot be one."""
 
 from __future__ import annotations
 

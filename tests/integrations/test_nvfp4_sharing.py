@@ -202,7 +202,7 @@ def test_a_hook_that_takes_every_tensor_away_gives_the_same_numbers(activation):
 
 
 @pytest.mark.parametrize("activation", ["bf16", "int8", "nvfp4"])
-@pytest.mark.parametrize("how", ["cpu", "disk", "map", "blocks"])
+@pytest.mark.parametrize("how", ["cpu", "parameters", "disk", "map", "blocks"])
 def test_accelerate_offloads_a_quantised_model(tmp_path, how, activation):
     accelerate = pytest.importorskip("accelerate", reason="a tool of the tests, not of the package")
     model, x = network(activation), torch.randn(3, 64)
@@ -210,6 +210,8 @@ def test_accelerate_offloads_a_quantised_model(tmp_path, how, activation):
         want = model(x)
         if how == "cpu":
             accelerate.cpu_offload(model, execution_device=DEVICE, offload_buffers=True)
+        elif how == "parameters":  # the default: buffers, and with them the weights, stay
+            accelerate.cpu_offload(model, execution_device=DEVICE)
         elif how == "disk":
             accelerate.disk_offload(model, tmp_path, execution_device=DEVICE, offload_buffers=True)
         elif how == "map":
