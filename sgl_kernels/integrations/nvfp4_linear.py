@@ -143,12 +143,10 @@ class NVFP4Linear(nn.Module):
         data, scale, layout = held["weight"], held["weight_scale"], _layout(held)
         assert data is not None and scale is not None
         shape = (self.out_features, self.in_features)
-        sizes = ScaledTensor.storage_shapes(self.format, shape, layout)
-        return ScaledTensor(
-            data if data.shape == sizes[0] else data.reshape(sizes[0]),
-            scale if scale.shape == sizes[1] else scale.reshape(sizes[1]),
-            held["weight_scale_2"], self.format, shape, layout, checked=True,
-        )  # fmt: skip
+        if layout not in ("linear", "cpu_packed"):  # ranks made up
+            sizes = ScaledTensor.storage_shapes(self.format, shape, layout)
+            data, scale = data.reshape(sizes[0]), scale.reshape(sizes[1])
+        return ScaledTensor(data, scale, held["weight_scale_2"], self.format, shape, layout, checked=True)
 
     def calibrate(self, input_scale: float | Tensor | None) -> None:
         """Fix the global scale of activations (decode direction, amax / 2688); None measures it in every call."""

@@ -6,6 +6,7 @@ import functools
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from sgl_kernels.core.device import Device, probe
 from sgl_kernels.core.dispatch import Key, bind, current
@@ -113,15 +114,16 @@ def nvfp4_quantize(
             f"nvfp4_quantize: x has NaN or infinities in {bad} of {block_scale.numel()} blocks; clean them, or pass "
             "nonfinite='propagate' to have those blocks decode to NaN"
         )
-    return ScaledTensor(data, block_scale, scale if fmt.has_global else None, fmt, tuple(x.shape))
+    total = scale if fmt.has_global else None
+    return ScaledTensor(data, block_scale, total, fmt, tuple(x.shape), checked=True)  # right by construction
 
 
 def _check_scale(op: str, name: str, value: Tensor | None) -> None:
     """Positive and finite where the host can read it, in every call: the key of a call knows no values."""
-    if isinstance(value, Tensor) and value.numel() == 1 and not is_opaque(value):
-        fault = scales_fault(None, value)
-        if fault:
-            raise ValueError(f"{op}: {name} {fault} (decode direction, amax / 2688)")
+    if value is None or is_compiling() or type(value) is not Tensor or value.numel() != 1:
+        return  # what is no tensor of one value is for the check of arguments
+    if fault := scales_fault(None, value):
+        raise ValueError(f"{op}: {name} {fault} (decode direction, amax / 2688)")
 
 
 def _has_nan(block_scale: Tensor) -> bool:

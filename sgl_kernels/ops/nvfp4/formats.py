@@ -10,6 +10,9 @@ from torch import Tensor
 
 E2M1_MAX = 6.0
 E4M3_MAX = 448.0
+INFINITY = float("inf")
+PLAIN = (Tensor, torch.nn.Parameter)
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 LAYOUTS = ("linear", "swizzled_128x4", "swizzled_8x4", "trtllm_shuffled", "aiter_shuffled", "cpu_packed")
 
@@ -200,18 +203,16 @@ def scales_fault(
                 return f"has {negative} negative values of {raw.numel()}; block scales are 0 or more"
             return f"has NaN in {int((raw > top).sum())} of {raw.numel()} values"
     if global_scale is not None and _readable(global_scale, anywhere):
-        value = float(global_scale)
-        if not (0.0 < value < float("inf") or (zero and value == 0.0)):
+        value = global_scale.item()
+        if not (0.0 < value < INFINITY or (zero and value == 0.0)):
             return f"is {value}, expected a positive finite number{' or 0' if zero else ''}"
     return ""
 
 
 def _readable(t: Tensor, anywhere: bool) -> bool:
-    if type(t) not in (Tensor, torch.nn.Parameter) or t.is_meta or not t.numel():
+    if not (t.is_cpu or (anywhere and not t.is_meta)) or type(t) not in PLAIN or not t.numel():
         return False
-    if torch._C._functorch.is_functorch_wrapped_tensor(t):
-        return False
-    return anywhere or t.device.type == "cpu"
+    return not _is_wrapped(t)
 
 
 def ceil_to(n: int, multiple: int) -> int:
