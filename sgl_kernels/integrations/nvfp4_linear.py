@@ -253,7 +253,9 @@ class NVFP4Linear(nn.Module):
         if not isinstance(value, Tensor):
             return ""
         if name == "weight_scale":
-            found = scales_fault(value, None) if value.dtype is self.format.scale_dtype else ""
+            if not value.is_floating_point():  # bytes would be copied as numbers
+                return f"{name} is {value.dtype}, expected {self.format.scale_dtype}; view it so"
+            found = scales_fault(value.to(self.format.scale_dtype), None)
         else:
             zero = name == "input_scale"  # zero: not calibrated
             found = scales_fault(None, value, zero=zero) if value.numel() == 1 else ""

@@ -151,6 +151,19 @@ def test_states_with_scales_that_are_none_do_not_load(name, change, message):
         assert same(value, before[key])
 
 
+@pytest.mark.parametrize("wrong", ["bytes", "negative floats"])
+def test_scales_of_another_dtype_are_not_copied_as_numbers(wrong):
+    layer = NVFP4Linear.from_linear(nn.Linear(64, 48))
+    state = layer.state_dict()
+    scale = state["weight_scale"]
+    state["weight_scale"] = scale.view(torch.uint8) if wrong == "bytes" else -scale.float()
+    with pytest.raises(RuntimeError, match="weight_scale (is torch.uint8, expected|has 192 negative)"):
+        layer.load_state_dict(state)
+    state["weight_scale"] = scale.float()
+    layer.load_state_dict(state)
+    assert same(layer.weight_scale, scale)
+
+
 class Fake:
     """What accelerate's hook does, one tensor after the other: to meta, back by name and shape, to meta."""
 
