@@ -152,7 +152,7 @@ def test_marks_of_other_kinds_are_refused_by_name(tmp_path, extra, metadata, mat
 @pytest.mark.parametrize("shape", [(48, 64), (200, 80), (256, 256), (1024, 512)])
 @pytest.mark.parametrize("high_first", [True, False])
 def test_comfy_kitchens_own_bytes(tmp_path, shape, high_first):
-    kitchen = pytest.importorskip("comfy_kitchen", reason="not a package of the tests")
+    kitchen = pytest.importorskip("comfy_kitchen", reason="comfy-kitchen is not installed")
     w = (weights("rows", shape)).bfloat16()
     scale = w.float().abs().max() / 2688
     data, blocks = kitchen.quantize_nvfp4(w, scale, pad_16x=True)

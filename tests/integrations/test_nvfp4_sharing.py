@@ -157,7 +157,7 @@ def test_scales_of_another_dtype_are_not_copied_as_numbers(wrong):
     state = layer.state_dict()
     scale = state["weight_scale"]
     state["weight_scale"] = scale.view(torch.uint8) if wrong == "bytes" else -scale.float()
-    with pytest.raises(RuntimeError, match="weight_scale (is torch.uint8, expected|has 192 negative)"):
+    with pytest.raises(RuntimeError, match=r"weight_scale (is torch.uint8, expected|has 192 negative)"):
         layer.load_state_dict(state)
     state["weight_scale"] = scale.float()
     layer.load_state_dict(state)
@@ -217,7 +217,7 @@ def test_a_hook_that_takes_every_tensor_away_gives_the_same_numbers(activation):
 @pytest.mark.parametrize("activation", ["bf16", "int8", "nvfp4"])
 @pytest.mark.parametrize("how", ["cpu", "parameters", "disk", "map", "blocks"])
 def test_accelerate_offloads_a_quantised_model(tmp_path, how, activation):
-    accelerate = pytest.importorskip("accelerate", reason="a tool of the tests, not of the package")
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
     model, x = network(activation), torch.randn(3, 64)
     with torch.no_grad():
         want = model(x)
@@ -241,7 +241,7 @@ def test_accelerate_offloads_a_quantised_model(tmp_path, how, activation):
 
 
 def test_an_offloaded_model_is_saved_as_it_was(tmp_path):
-    accelerate = pytest.importorskip("accelerate", reason="a tool of the tests, not of the package")
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
     model = network()
     state = {k: v.clone() for k, v in model.state_dict().items()}
     accelerate.cpu_offload(model, DEVICE, offload_buffers=True)
