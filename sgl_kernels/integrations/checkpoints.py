@@ -179,6 +179,11 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
     for key, tensor in model.state_dict().items():
         if key in dropped or key.rpartition(".")[0] in shared:
             continue
+        if tensor.is_meta:
+            raise ValueError(
+                f"save_checkpoint: {key!r} is on the meta device, without data; load it, or take an offloading hook's "
+                "tensors back, before saving"
+            )
         if tensor.device.type == "cpu" and tensor.numel():
             alias = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
             if alias in seen:

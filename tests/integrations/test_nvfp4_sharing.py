@@ -246,6 +246,9 @@ def test_an_offloaded_model_is_saved_as_it_was(tmp_path):
     state = {k: v.clone() for k, v in model.state_dict().items()}
     accelerate.cpu_offload(model, DEVICE, offload_buffers=True)
     model(torch.randn(2, 64))
+    with pytest.raises(ValueError, match=r"'0.weight' is on the meta device|'0.bias' is on the meta device"):
+        save_checkpoint(model, tmp_path / "none")
+    assert not list((tmp_path / "none").iterdir())
     accelerate.hooks.remove_hook_from_module(model, recurse=True)
     for name, value in state.items():
         assert same(model.state_dict()[name], value), name
