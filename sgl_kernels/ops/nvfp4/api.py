@@ -103,9 +103,9 @@ def nvfp4_quantize(
     The formula is spelled out, operation by operation, in ops/nvfp4/reference.py.
     """
     fmt = parse_format(format)
+    _check_scale("nvfp4_quantize", "global_scale", global_scale)
     if nonfinite not in ("error", "propagate"):
         raise ValueError(f"nvfp4_quantize: nonfinite is {nonfinite!r}, expected 'error' or 'propagate'")
-    _check_scale("nvfp4_quantize", "global_scale", global_scale)
     run = _quantize if is_opaque(x) else _eager_quantize
     data, block_scale, scale = run(x, global_scale, fmt.name, stochastic, backend=backend)
     if nonfinite == "error" and not is_opaque(x) and _has_nan(block_scale):
@@ -168,11 +168,11 @@ def nvfp4_linear(
     weight.prepared; NVFP4Linear holds only the packed one. Under torch.compile nothing is packed: a weight is used as
     it is held then, so run once before compiling, or call NVFP4Linear.prepare() (quantize_model does).
     """
+    _check_scale("nvfp4_linear", "input_scale", input_scale)
     if not isinstance(weight, ScaledTensor):
         raise TypeError(
             f"nvfp4_linear: weight is {type(weight).__name__}, expected a ScaledTensor from nvfp4_quantize"
         )
-    _check_scale("nvfp4_linear", "input_scale", input_scale)
     opaque = is_opaque(x)
     w = _as_prepared(weight) if opaque else for_device(weight, activation)
     run = _linear if opaque else _eager_linear
