@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from sgl_kernels.integrations.checkpoints_files import (
-    CheckpointError,
-    Contents,
-    open_checkpoint,
-    read_tensors,
-)
-from sgl_kernels.integrations.checkpoints_layouts import QuantisedEntry, find_quantised
+from sgl_kernels.integrations.checkpoints_config import LAYOUTS, read_config
+from sgl_kernels.integrations.checkpoints_files import open_checkpoint, read_tensors
+from sgl_kernels.integrations.checkpoints_header import CheckpointError
+from sgl_kernels.integrations.checkpoints_layouts import QuantisedEntry, find_quantised, settle
+from sgl_kernels.integrations.checkpoints_plan import Plan, Rename
 from sgl_kernels.integrations.nvfp4_linear import NVFP4Linear
 from sgl_kernels.ops.nvfp4.formats import NVFP4
+from sgl_kernels.ops.nvfp4.spec import ACTIVATIONS
 
 __all__ = ["CheckpointError", "LoadReport", "load_checkpoint", "save_checkpoint"]
-
-Rename = Callable[[str], str]
-OWN_KEYS = ("weight", "weight_scale", "weight_scale_2", "input_scale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +31,9 @@ class LoadReport:
     plain: tuple[str, ...]  # keys copied as they are
     ignored: tuple[str, ...]  # keys the caller allowed to be left over
     spelling: str  # whose layout the quantised layers were in, "" if none was quantised
+    scale_layouts: tuple[
+        tuple[str, str], ...
+    ] = ()  # (layout of the block scales, who says so), each pair once
 
 
 def load_checkpoint(
@@ -45,6 +44,8 @@ def load_checkpoint(
     rename: Rename | None = None,
     ignore: Iterable[str] = (),
     swap_nibbles: bool | None = None,
+    scale_layout: str | None = None,
+    input_factors: bool = False,
     streamer: bool | None = None,
 ) -> LoadReport:
     """Load a checkpoint: a .safetensors file, an index of shards, or the folder of either.
@@ -55,152 +56,64 @@ def load_checkpoint(
     activation    of the quantised layers; None takes "nvfp4" where the checkpoint has an input scale, else "bf16"
     rename        maps a key's layer in the checkpoint to the model's ("model.x" -> "x")
     ignore        globs of checkpoint keys that may be left over
-    swap_nibbles  the checkpoint packs even k into the high nibble; None reads the quantization config
+    swap_nibbles  the checkpoint packs even k into the high nibble; None reads ComfyUI's marks and the config
+    scale_layout  of the block scales, "linear" or "swizzled" (tiles of 128 x 4); None reads marks and the config, then
+                  shapes; where these leave it open, which layout rows and columns explain, then the order of nibbles
+                  (high first is ComfyUI's, whose scales are swizzled). LoadReport.scale_layouts says what was found
+    input_factors accept factors of a layer's input (pre_quant_scale, of AWQ), which the layer then applies. Without it
+                  they are refused by name; a glob in `ignore` accepts them too, and never has them left out
     streamer      use the Run:AI streamer; None: if SGLANG_USE_RUNAI_MODEL_STREAMER is true and it is installed
 
-    Raises CheckpointError naming the key and the file for a tensor that is missing, left over, misshaped or cut
-    off. Everything is read and checked before the model is touched: a failed load leaves it as it was.
+    Raises CheckpointError naming the key and the file for a tensor that is missing, left over, misshaped or cut off,
+    for scales that are NaN, negative or not finite, for a quantisation that is not served, and for whatever else a
+    damaged file may hold. Everything is read and checked before the model is touched: a failed load leaves it as it
+    was.
     """
-    contents = open_checkpoint(path)
-    rename = rename or (lambda name: name)
-    quantised = find_quantised(contents)
-    plan = _Plan(model, contents, quantised, rename, tuple(ignore))
-    swap = bool(contents.config.get("swap_weight_nibbles", False)) if swap_nibbles is None else swap_nibbles
-    tensors = dict(read_tensors(contents, plan.keys(), streamer))
-    layers = {
-        rename(q.layer): _layer(model, q, rename(q.layer), tensors, activation, swap) for q in quantised
-    }
-    plan.apply(tensors, layers)
+    if scale_layout not in (None, *LAYOUTS):
+        raise ValueError(
+            f"load_checkpoint: scale_layout is {scale_layout!r}, expected linear, swizzled or None"
+        )
+    if activation not in (None, *ACTIVATIONS):
+        raise ValueError(
+            f"load_checkpoint: activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)} or None"
+        )
+    ignore = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+    with torch.inference_mode(False), torch.no_grad():
+        contents = open_checkpoint(path)
+        config = read_config(contents.config, contents.config_name, ignore)
+        quantised = find_quantised(contents, config, scale_layout, swap_nibbles)
+        plan = Plan(model, contents, quantised, rename or (lambda name: name), ignore, input_factors)
+        tensors = dict(read_tensors(contents, plan.keys(), streamer))
+        quantised = settle(quantised, tensors)
+        layers = {
+            name: _layer(plan, q, name, tensors, activation)
+            for name, q in zip(plan.layers, quantised, strict=True)
+        }
+        plan.apply(tensors, layers)
     spelling = quantised[0].spelling.name if quantised else ""
-    return LoadReport(tuple(layers), tuple(sorted(plan.plain)), plan.left_over, spelling)
+    told = tuple(sorted({(q.layout, q.said_by) for q in quantised}))
+    return LoadReport(tuple(layers), tuple(sorted(plan.plain)), plan.left_over, spelling, told)
 
 
 def _layer(
-    model: nn.Module,
-    entry: QuantisedEntry,
-    name: str,
-    tensors: dict[str, Tensor],
-    activation: str | None,
-    swap: bool,
+    plan: Plan, entry: QuantisedEntry, name: str, tensors: dict[str, Tensor], activation: str | None
 ) -> NVFP4Linear:
-    old = model.get_submodule(name)
-    weight, input_scale = entry.read(tensors, swap)
+    old = plan.modules[name]
+    found = entry.read(plan.contents, tensors)
     layer = NVFP4Linear(
         entry.in_features, entry.out_features, False,
-        activation=activation or ("nvfp4" if input_scale else "bf16"),
+        activation=activation or ("nvfp4" if found.input_scale else "bf16"),
     )  # fmt: skip
-    layer.set_weight(weight)
-    layer.calibrate(input_scale)
+    layer.set_weight(found.weight)
+    layer.calibrate(found.input_scale)
+    layer.scale_inputs(found.factors)
     device = next((t.device for t in (*old.parameters(), *old.buffers())), torch.device("cpu"))
     if device.type not in ("cpu", "meta"):
         layer = layer.to(device)
-    layer.bias = old.bias  # filled with the plain tensors
+    layer.bias = old.bias  # type: ignore[assignment]  # filled with the plain tensors
     layer.train(old.training)
+    layer.prepare()
     return layer
-
-
-class _Plan:
-    """Where each tensor goes, settled from the headers alone."""
-
-    def __init__(
-        self, model: nn.Module, contents: Contents, quantised: list[QuantisedEntry], rename: Rename,
-        ignore: tuple[str, ...],
-    ) -> None:  # fmt: skip
-        import fnmatch
-
-        self.model, self.contents = model, contents
-        self.taken = {key for q in quantised for key in q.keys.values()}
-        modules = dict(model.named_modules())
-        state = dict(model.state_dict(keep_vars=True))
-        filled: set[str] = set()
-        for q in quantised:
-            name = rename(q.layer)
-            self._check_layer(q, modules.get(name), name)
-            filled |= {f"{name}.{leaf}" if name else leaf for leaf in OWN_KEYS}
-        self.plain: dict[str, str] = {}  # state-dict name -> checkpoint key
-        left_over = []
-        for key, entry in contents.entries.items():
-            if key in self.taken:
-                continue
-            prefix, _, leaf = key.rpartition(".")
-            name = ".".join(part for part in (rename(prefix), leaf) if part)
-            if name not in state or name in filled:
-                if not any(fnmatch.fnmatchcase(key, pattern) for pattern in ignore):
-                    raise CheckpointError(
-                        f"{contents.describe(key)} has no place in the model; rename it, or allow it with ignore"
-                    )
-                left_over.append(key)
-                continue
-            if tuple(state[name].shape) != entry.shape:
-                raise CheckpointError(
-                    f"{contents.describe(key)} has shape {list(entry.shape)}, the model expects "
-                    f"{list(state[name].shape)}"
-                )
-            self.plain[name] = key
-        self.left_over = tuple(left_over)
-        self._check_complete(state, filled, sorted({e.file.name for e in contents.entries.values()}))
-
-    def _check_layer(self, q: QuantisedEntry, module: nn.Module | None, name: str) -> None:
-        where = self.contents.describe(q.keys["data"])
-        if not isinstance(module, nn.Linear | NVFP4Linear):
-            found = "nothing" if module is None else type(module).__name__
-            raise CheckpointError(f"{where} is a quantised layer, but the model has {found} at {name!r}")
-        if (module.out_features, module.in_features) != (q.out_features, q.in_features):
-            raise CheckpointError(
-                f"{where} is a layer of {q.in_features} -> {q.out_features}, the model's {name!r} is "
-                f"{module.in_features} -> {module.out_features}"
-            )
-        if isinstance(module, NVFP4Linear) and module.format != NVFP4:
-            raise CheckpointError(f"{where} is nvfp4, the model's {name!r} is {module.format.name}")
-
-    def _check_complete(self, state: dict[str, Tensor], filled: set[str], files: list[str]) -> None:
-        for name, tensor in state.items():
-            if name in filled or name in self.plain:
-                continue
-            tied = any(state[other] is tensor for other in self.plain)
-            uncalibrated = name.endswith("input_scale") and isinstance(
-                self.model.get_submodule(name.rpartition(".")[0]), NVFP4Linear
-            )
-            if not tied and not uncalibrated:
-                raise CheckpointError(f"{name!r} of the model is missing from {', '.join(files[:3])}")
-
-    def keys(self) -> set[str]:
-        """Everything to read."""
-        return self.taken | set(self.plain.values())
-
-    def apply(self, tensors: dict[str, Tensor], layers: dict[str, NVFP4Linear]) -> None:
-        """Change the model. Nothing in here can fail for the contents of a checkpoint."""
-        state = dict(self.model.state_dict(keep_vars=True))
-        moved: dict[str, Tensor] = {}
-        for name, key in self.plain.items():
-            target = state[name]
-            if target.device.type == "meta":
-                moved[name] = tensors[key].to(target.dtype) if target.is_floating_point() else tensors[key]
-        for name, layer in layers.items():
-            _put(self.model, name, layer)
-            layer.prepare()
-        for name, key in self.plain.items():
-            if name in moved:
-                _replace_tensor(self.model, name, moved[name])
-            else:
-                with torch.no_grad():
-                    state[name].copy_(tensors[key])
-
-
-def _put(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent) if parent else model, leaf, layer)
-
-
-def _replace_tensor(model: nn.Module, name: str, value: Tensor) -> None:
-    parent, _, leaf = name.rpartition(".")
-    module = model.get_submodule(parent) if parent else model
-    if leaf in module._parameters:
-        old = module._parameters[leaf]
-        keep = old is not None and old.requires_grad and value.is_floating_point()
-        module._parameters[leaf] = nn.Parameter(value, requires_grad=keep)
-    else:
-        module._buffers[leaf] = value
 
 
 def save_checkpoint(
@@ -238,7 +151,12 @@ def save_checkpoint(
         index = {"metadata": {"total_size": total}, "weight_map": listed}
         written.append(_write(folder / f"{name}.safetensors.index.json", index))
     excluded = [n for n, m in model.named_modules() if type(m) is nn.Linear]
-    quantization = {"quant_algo": "NVFP4", "group_size": 16, "exclude_modules": excluded}
+    scaled = any(isinstance(m, NVFP4Linear) and m.pre_quant_scale is not None for m in model.modules())
+    quantization = {
+        "quant_algo": "NVFP4_AWQ" if scaled else "NVFP4",
+        "group_size": 16,
+        "exclude_modules": excluded,
+    }
     written.append(_write(folder / "hf_quant_config.json", {"quantization": quantization}))
     return written
 
@@ -251,14 +169,28 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
             f"save_checkpoint: layer {other[0]!r} is {layers[other[0]].format.name}; only nvfp4 is written"
         )
     dropped = {f"{n}.input_scale" if n else "input_scale" for n, m in layers.items() if not m.is_calibrated}
+    shared = {  # a layer of several names is written under the first
+        name
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, NVFP4Linear) and name not in layers
+    }
     tensors: dict[str, Tensor] = {}
-    seen: dict[tuple[int, int], str] = {}
+    seen: set[tuple[object, ...]] = set()
     for key, tensor in model.state_dict().items():
-        alias = (tensor.data_ptr(), tensor.numel())
-        if key in dropped or (tensor.numel() and alias in seen and tensor.device.type == "cpu"):
-            continue  # a tied weight is written once
-        seen[alias] = key
-        tensors[key] = tensor.detach().contiguous()
+        if key in dropped or key.rpartition(".")[0] in shared:
+            continue
+        if tensor.is_meta:
+            raise ValueError(
+                f"save_checkpoint: {key!r} is on the meta device, without data; load it, or take an offloading hook's "
+                "tensors back, before saving"
+            )
+        if tensor.device.type == "cpu" and tensor.numel():
+            alias = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+            if alias in seen:
+                continue  # a tied weight is written once
+            seen.add(alias)
+        whole = tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
+        tensors[key] = tensor.detach().contiguous() if whole else tensor.detach().contiguous().clone()
     return tensors
 
 

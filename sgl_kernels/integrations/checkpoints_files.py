@@ -6,38 +6,32 @@ it is installed and SGLANG_USE_RUNAI_MODEL_STREAMER is true.
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sgl_kernels.core.packages import installed_version
+from sgl_kernels.integrations.checkpoints_header import (
+    CheckpointError,
+    Entry,
+    is_folder,
+    is_text,
+    is_there,
+    kind,
+    named,
+    parse_object,
+    read_bytes,
+    read_header,
+    regular_file,
+    shown,
+)
 
 INDEX_SUFFIX = ".safetensors.index.json"
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "F8_E8M0": torch.float8_e8m0fnu,
-}  # fmt: skip
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that does not fit the model, or is damaged. Names the key and the file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One tensor of a checkpoint, before it is read."""
-
-    key: str
-    file: Path
-    dtype: torch.dtype
-    shape: tuple[int, ...]
+CONFIGS = (("hf_quant_config.json", "quantization"), ("config.json", "quantization_config"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,109 +40,102 @@ class Contents:
 
     entries: dict[str, Entry]
     metadata: dict[str, str]
-    config: dict[str, object]  # quantization_config of config.json or hf_quant_config.json, {} if none
+    config: dict[str, Any]  # quantization_config of config.json or hf_quant_config.json, {} if none
+    config_name: str = ""  # where that was found
 
     def describe(self, key: str) -> str:
         """'blocks.0.weight in model-00001.safetensors'."""
-        return f"{key!r} in {self.entries[key].file.name}"
+        return f"{shown(key)} in {self.entries[key].label}"
 
 
 def open_checkpoint(path: str | Path) -> Contents:
-    """Read the headers of a file, an index or a folder; nothing else is read. Raises CheckpointError."""
+    """Read the headers of a file, an index or a folder; nothing else is read. Raises CheckpointError.
+
+    An index may name shards in sub-folders of its own folder ("part/x.safetensors", "./x.safetensors"). A name that
+    leads out of the folder is refused before anything is opened; links that lie in the folder are followed.
+    """
     path = Path(path)
-    files, listed = _files(path)
+    folder, files, listed = _files(path)
     entries: dict[str, Entry] = {}
     metadata: dict[str, str] = {}
-    for file in files:
-        found, extra = read_header(file)
+    for label in files:
+        found, extra = read_header(folder / label, label)
         metadata.update(extra)
         for key, entry in found.items():
             if key in entries:
-                raise CheckpointError(f"{key!r} is in {entries[key].file.name} and again in {file.name}")
+                raise CheckpointError(f"{shown(key)} is in {entries[key].label} and again in {named(label)}")
             entries[key] = entry
-    for key, file_name in listed.items():
+    for key, label in listed.items():
         if key not in entries:
             raise CheckpointError(
-                f"{key!r} is listed in the index for {file_name}, but that file does not have it"
+                f"{shown(key)} is listed in the index for {named(label)}, but that file does not have it"
             )
-        if entries[key].file.name != file_name:
-            raise CheckpointError(f"{key!r} is listed for {file_name}, but is in {entries[key].file.name}")
-    return Contents(entries, metadata, _config(path if path.is_dir() else path.parent))
-
-
-def _files(path: Path) -> tuple[list[Path], dict[str, str]]:
-    if path.is_dir():
-        indices = sorted(path.glob(f"*{INDEX_SUFFIX}"))
-        if len(indices) > 1:
+        if entries[key].file != folder / label:
             raise CheckpointError(
-                f"{path} has several indices ({', '.join(p.name for p in indices)}): name one"
+                f"{shown(key)} is listed in the index for {named(label)}, but is in {entries[key].label}"
             )
+    return Contents(entries, metadata, *_config(folder))
+
+
+def _files(path: Path) -> tuple[Path, list[str], dict[str, str]]:
+    """(folder, names of the files below it, the index's key -> file)."""
+    if is_folder(path):
+        try:
+            names = sorted(p.name for p in path.iterdir())
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be listed: {error.strerror}") from None
+        indices = [n for n in names if n.endswith(INDEX_SUFFIX)]
+        if len(indices) > 1:
+            raise CheckpointError(f"{path} has several indices ({', '.join(indices)}): name one")
         if not indices:
-            files = sorted(path.glob("*.safetensors"))
+            files = [n for n in names if n.endswith(".safetensors")]
             if not files:
                 raise CheckpointError(f"{path} has no .safetensors file")
-            return files, {}
-        path = indices[0]
-    if not path.exists():
-        raise CheckpointError(f"{path} does not exist")
+            return path, files, {}
+        path = path / indices[0]
+    regular_file(path, named(str(path)))
     if not path.name.endswith(".json"):
-        return [path], {}
-    try:
-        listed = {str(k): str(v) for k, v in json.loads(path.read_text())["weight_map"].items()}
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path.name} is not an index of shards: it has no usable weight_map"
-        ) from error
-    files = [path.parent / name for name in sorted(set(listed.values()))]
-    absent = [f.name for f in files if not f.exists()]
-    if absent:
-        first = next(k for k, v in listed.items() if v == absent[0])
-        raise CheckpointError(f"shard {absent[0]} of {path.name} is missing; it holds {first!r}, for example")
-    return files, listed
+        return path.parent, [path.name], {}
+    index = parse_object(read_bytes(path, path.name), path.name)
+    found = index.get("weight_map")
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path.name} is not an index of shards: its weight_map is {kind(found)}")
+    listed = {key: _label(key, name, path.name) for key, name in found.items()}
+    for key, label in listed.items():
+        if not is_there(path.parent / label):
+            raise CheckpointError(
+                f"shard {named(label)} of {path.name} is missing; it holds {shown(key)}, for example"
+            )
+    return path.parent, sorted(set(listed.values())), listed
 
 
-def _config(folder: Path) -> dict[str, object]:
-    for name, key in (("hf_quant_config.json", "quantization"), ("config.json", "quantization_config")):
+def _label(key: str, name: Any, index: str) -> str:
+    """The name of a shard as a path below the folder, or CheckpointError before anything is opened."""
+    where = f"{index} lists {shown(key)} in {shown(name)}"
+    if not isinstance(name, str) or not name.strip() or "\0" in name or not is_text(name):
+        raise CheckpointError(f"{where}, expected the name of a file")
+    for flavour in (PurePosixPath, PureWindowsPath):
+        if flavour(name).is_absolute() or flavour(name).anchor or ".." in flavour(name).parts:
+            raise CheckpointError(f"{where}, which is not inside the checkpoint's folder")
+    label = str(PurePosixPath(name))
+    if len(label) > 1024 or any(len(part.encode()) > 255 for part in PurePosixPath(label).parts):
+        raise CheckpointError(f"{where}, which is too long for the name of a file")
+    if not PurePosixPath(label).parts:
+        raise CheckpointError(f"{where}, which is a folder")
+    return label
+
+
+def _config(folder: Path) -> tuple[dict[str, Any], str]:
+    for name, key in CONFIGS:
         file = folder / name
-        if file.exists():
-            try:
-                found = json.loads(file.read_text()).get(key)
-            except (ValueError, AttributeError) as error:
-                raise CheckpointError(f"{name} is not a JSON object") from error
-            if isinstance(found, dict):
-                return found
-    return {}
-
-
-def read_header(file: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """(entries, metadata) of one file, checked against its size: a truncated file names the first key it lost."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else -1
-        if not 0 < length <= min(MAX_HEADER_BYTES, size - 8):
-            raise CheckpointError(f"{file.name} is not a safetensors file, or is cut off inside its header")
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError as error:
-            raise CheckpointError(f"{file.name} has a damaged header") from error
-    metadata = header.pop("__metadata__", {})
-    entries = {}
-    for key, value in header.items():
-        dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-        if dtype not in DTYPES:
-            raise CheckpointError(f"{key!r} in {file.name} has dtype {dtype}, which is not supported")
-        if 8 + length + end > size:
-            missing = 8 + length + end - size
-            raise CheckpointError(
-                f"{file.name} is truncated: {key!r} ends {missing} bytes beyond the end of the file"
-            )
-        if end - begin != DTYPES[dtype].itemsize * torch.Size(shape).numel():
-            raise CheckpointError(
-                f"{key!r} in {file.name} has {end - begin} bytes, which is not {dtype} {list(shape)}"
-            )
-        entries[key] = Entry(key, file, DTYPES[dtype], shape)
-    return entries, metadata
+        if is_there(file):
+            found = parse_object(read_bytes(file, name), name).get(key)
+            if found is None:
+                continue
+            if not isinstance(found, dict):
+                raise CheckpointError(f"{key} of {name} is {kind(found)}, expected an object")
+            return found, name
+    return {}, ""
 
 
 def use_streamer() -> bool:
@@ -166,21 +153,29 @@ def read_tensors(
 ) -> Iterator[tuple[str, Tensor]]:
     """The tensors under `keys`, file by file, in memory of their own. streamer None asks the settings."""
     by_file: dict[Path, set[str]] = {}
-    for key in keys:
-        by_file.setdefault(contents.entries[key].file, set()).add(key)
+    for key in sorted(keys):
+        entry = contents.entries[key]
+        if 0 in entry.shape:  # no bytes: nothing for a reader to do, and not every reader gives it
+            yield key, torch.empty(entry.shape, dtype=entry.dtype)
+        else:
+            by_file.setdefault(entry.file, set()).add(key)
     read = _streamed if (use_streamer() if streamer is None else streamer) else _mapped
     for file in sorted(by_file):
         wanted = by_file[file]
+        label = contents.entries[min(wanted)].label
         try:
-            for key, tensor in read(file, wanted):
+            for key, tensor in read(file, set(wanted)):
+                entry = contents.entries[key]
+                if tensor.dtype is not entry.dtype or tuple(tensor.shape) != entry.shape:
+                    raise CheckpointError(f"{contents.describe(key)} changed while it was read")
                 wanted.discard(key)
                 yield key, tensor
         except CheckpointError:
             raise
         except Exception as error:  # readers raise their own types; the caller needs the file
-            raise CheckpointError(f"{file.name} cannot be read: {type(error).__name__}: {error}") from error
+            raise CheckpointError(f"{label} cannot be read: {type(error).__name__}: {error}") from error
         if wanted:
-            raise CheckpointError(f"{min(wanted)!r} was not delivered by the reader of {file.name}")
+            raise CheckpointError(f"{shown(min(wanted))} was not delivered by the reader of {label}")
 
 
 def _mapped(file: Path, keys: set[str]) -> Iterator[tuple[str, Tensor]]:

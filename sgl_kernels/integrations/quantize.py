@@ -13,6 +13,15 @@ from sgl_kernels.integrations.nvfp4_linear import NVFP4Linear
 from sgl_kernels.ops.nvfp4.api import nvfp4_dequantize
 from sgl_kernels.ops.nvfp4.formats import NVFP4, ScaledFormat, parse_format
 
+FUSED = (
+    nn.TransformerEncoderLayer,
+    nn.MultiheadAttention,
+)  # they hand children's weights to a kernel of torch
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
@@ -78,29 +87,45 @@ def quantize_model(
 ) -> QuantizationReport:
     """Replace the nn.Linear layers of `model`, in place, whose dotted name matches `include` and not `exclude`.
 
-    Patterns are globs ("blocks.*.mlp.*"). A layer whose in_features is not a multiple of the block is left alone
-    and says so in the report; so is one whose weight is shared with another module (a tied embedding).
-    Nothing is replaced if a weight has NaN or infinities: the error names the layer.
+    Patterns are globs ("blocks.*.mlp.*"). A layer that cannot be replaced is left alone, and the report says why: its
+    in_features is no multiple of the block, its weight is shared with another module (a tied embedding), is no plain
+    float tensor or has no elements; the layer is of a subclass, has hooks or a forward of its own, is an adapter beside
+    a frozen layer (LoRA), or belongs to a torch module that reads its weight itself. A layer with several names is
+    replaced under all of them and listed under its first.
+    ValueError, and nothing is replaced: a weight with NaN or infinities, or without data (meta); the error names the
+    layer. `model` is itself the nn.Linear: nobody can replace a module inside itself.
     """
     fmt = parse_format(format)
+    if isinstance(model, nn.Linear):
+        raise ValueError(
+            "quantize_model: model is itself an nn.Linear, which cannot be replaced inside itself; take "
+            "NVFP4Linear.from_linear(model), or quantise the module that holds it"
+        )
     wanted, unwanted = _patterns(include), _patterns(exclude)
-    linears = {n: m for n, m in model.named_modules() if type(m) is nn.Linear}
+    names = _names(model)
+    linears = {found[0]: m for m, found in names.items()}
     for pattern in (*wanted, *unwanted):
-        if pattern != "*" and not any(fnmatch.fnmatchcase(n, pattern) for n in linears):
+        if pattern != "*" and not any(
+            fnmatch.fnmatchcase(n, pattern) for found in names.values() for n in found
+        ):
             raise ValueError(
                 f"quantize_model: {pattern!r} matches no linear layer; names look like {', '.join(list(linears)[:4])}"
             )
-    users = _weight_users(model)
+    users, guarded = _weight_users(model), _guarded(model)
     reports: list[LayerReport] = []
     replacements: dict[str, nn.Module] = {}
     for name, linear in linears.items():
-        reason = _reason(name, linear, wanted, unwanted, fmt, users)
+        reason = (
+            _selected(names[linear], wanted, unwanted) or guarded.get(linear) or _reason(linear, fmt, users)
+        )
         before = _bytes(linear)
         shape = (linear.out_features, linear.in_features)
         if reason:
             reports.append(LayerReport(name, shape, False, reason, None, None, before, before))
             continue
         try:
+            if linear.weight.is_meta:
+                raise ValueError("weight is on the meta device, without data; load it before quantising")
             layer = NVFP4Linear.from_linear(linear, format=fmt, activation=activation)
         except ValueError as error:
             raise ValueError(f"quantize_model: layer {name!r}: {error}") from error
@@ -109,8 +134,9 @@ def quantize_model(
         reports.append(LayerReport(name, shape, True, "", error, cosine, before, _bytes(layer)))
         layer.prepare()
     for name, layer in replacements.items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.get_submodule(parent) if parent else model, leaf, layer)
+        for alias in names[linears[name]]:
+            parent, _, leaf = alias.rpartition(".")
+            setattr(model.get_submodule(parent) if parent else model, leaf, layer)
     return QuantizationReport(tuple(reports))
 
 
@@ -136,17 +162,59 @@ def _weight_users(model: nn.Module) -> dict[int, int]:
     return users
 
 
-def _reason(
-    name: str, linear: nn.Linear, include: tuple[str, ...], exclude: tuple[str, ...], fmt: ScaledFormat,
-    users: dict[int, int],
-) -> str:  # fmt: skip
-    if not any(fnmatch.fnmatchcase(name, p) for p in include):
+def _names(model: nn.Module) -> dict[nn.Linear, list[str]]:
+    """The linear layers below a model, subclasses too, with every name they go by."""
+    found: dict[nn.Linear, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, nn.Linear):
+            found.setdefault(module, []).append(name)
+    return found
+
+
+def read_elsewhere(model: nn.Module) -> dict[nn.Module, str]:
+    """Layers whose weights a torch module hands to a kernel itself, past their forward -> why."""
+    return {
+        inner: f"{type(module).__name__} reads its weight itself"
+        for module in model.modules()
+        if isinstance(module, FUSED)
+        for inner in module.modules()
+    }
+
+
+def _guarded(model: nn.Module) -> dict[nn.Module, str]:
+    """Layers that something around them wants as they are -> why."""
+    found = read_elsewhere(model)
+    for module in model.modules():
+        base = module._modules.get("base_layer")
+        if base is not None:
+            kept = set(base.modules())
+            for inner in module.modules():
+                if inner not in kept:
+                    found[inner] = "an adapter beside base_layer"
+    return found
+
+
+def _selected(names: list[str], include: tuple[str, ...], exclude: tuple[str, ...]) -> str:
+    if not any(fnmatch.fnmatchcase(n, p) for n in names for p in include):
         return "not included"
-    if any(fnmatch.fnmatchcase(name, p) for p in exclude):
-        return "excluded"
+    return "excluded" if any(fnmatch.fnmatchcase(n, p) for n in names for p in exclude) else ""
+
+
+def _reason(linear: nn.Linear, fmt: ScaledFormat, users: dict[int, int]) -> str:
+    if type(linear) is not nn.Linear:
+        return f"is a {type(linear).__name__}"
+    if "forward" in linear.__dict__ or any(getattr(linear, hooks) for hooks in HOOKS):
+        return "has hooks or a forward of its own"
+    weight = linear.weight
+    if type(weight) not in (Tensor, nn.Parameter):
+        return f"weight is a {type(weight).__name__}"
+    if weight.dtype not in FLOATS:
+        return f"weight is {weight.dtype}"
+    if not weight.numel():
+        return "weight has no elements"
     if linear.in_features % fmt.block:
         return f"in_features is not a multiple of {fmt.block}"
-    if users[id(linear.weight)] > 1:
+    if users[id(weight)] > 1:
         return "weight is shared"
     return ""
 

@@ -124,3 +124,22 @@ def test_offsets_beyond_two_to_the_31():
     x = torch.empty(2**31 + 64, dtype=torch.float16).as_strided((3, 64), (2**30, 1))
     x.copy_(torch.randn(x.shape))
     same(x, None, "nvfp4", 16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zero_and_nan_scales_are_what_they_are_elsewhere(dtype):
+    """Zeros whatever the codes, NaN in its row alone: what the torch floor and the C++ kernels give."""
+    data = torch.randint(0, 256, (40, 48), dtype=torch.uint8) | 0x22
+    scale = torch.randint(3, 0x7E, (40, 6), dtype=torch.uint8)
+    scale[::3, ::2], scale[5], scale[7, 3] = 0, 0, 0x7F
+    x, alpha = torch.randn(9, 96).to(dtype), torch.tensor([0.01])
+    tile = configs.LinearConfig(16, 32, 64, 4, 1)
+    out = linear(x, data, scale.view(torch.float8_e4m3fn), alpha, None, None, group=16, config=tile)
+    values = reference.without_global(
+        data, scale.view(torch.float8_e4m3fn), reference.FORMATS["nvfp4"], torch.float64
+    )
+    want = x.double() @ values.T * 0.01
+    assert torch.equal(out.isnan(), want.isnan()) and out.isnan().sum() == 9 and out[:, 5].eq(0).all()
+    keep = [n for n in range(40) if n != 7]
+    error = (out.double() - want)[:, keep].norm() / want[:, keep].norm()
+    assert error < {torch.float32: 1e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3}[dtype]

@@ -6,6 +6,7 @@ import functools
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from sgl_kernels.core.device import Device, probe
 from sgl_kernels.core.dispatch import Key, bind, current
@@ -15,7 +16,7 @@ from sgl_kernels.core.torch_op import define
 from sgl_kernels.core.verdict import Rejected
 from sgl_kernels.ops._key import grad, is_opaque, of
 from sgl_kernels.ops._validate import short
-from sgl_kernels.ops.nvfp4.formats import NVFP4, ScaledFormat, ScaledTensor, parse_format
+from sgl_kernels.ops.nvfp4.formats import NVFP4, ScaledFormat, ScaledTensor, parse_format, scales_fault
 from sgl_kernels.ops.nvfp4.layouts import MAX_FINITE_E4M3, to_layout
 from sgl_kernels.ops.nvfp4.spec import NVFP4_DEQUANTIZE, NVFP4_LINEAR, NVFP4_QUANTIZE
 
@@ -93,7 +94,8 @@ def nvfp4_quantize(
 ) -> ScaledTensor:
     """Quantise x (..., K) to 4 bits with a scale for each block along K; K a multiple of the block.
 
-    global_scale: fp32 scalar tensor in the decode direction; None takes amax / 2688 of the finite values.
+    global_scale: fp32 scalar tensor in the decode direction, positive and finite; None takes amax / 2688 of the
+    finite values.
     Rounds to nearest, ties to even, saturating, with no epsilon: a zero block has scale 0. stochastic=True rounds
     up with probability equal to the distance (torch's global generator).
     nonfinite: "error" raises for NaN and infinities; "propagate" gives their block the scale NaN.
@@ -101,6 +103,7 @@ def nvfp4_quantize(
     The formula is spelled out, operation by operation, in ops/nvfp4/reference.py.
     """
     fmt = parse_format(format)
+    _check_scale("nvfp4_quantize", "global_scale", global_scale)
     if nonfinite not in ("error", "propagate"):
         raise ValueError(f"nvfp4_quantize: nonfinite is {nonfinite!r}, expected 'error' or 'propagate'")
     run = _quantize if is_opaque(x) else _eager_quantize
@@ -111,7 +114,16 @@ def nvfp4_quantize(
             f"nvfp4_quantize: x has NaN or infinities in {bad} of {block_scale.numel()} blocks; clean them, or pass "
             "nonfinite='propagate' to have those blocks decode to NaN"
         )
-    return ScaledTensor(data, block_scale, scale if fmt.has_global else None, fmt, tuple(x.shape))
+    total = scale if fmt.has_global else None
+    return ScaledTensor(data, block_scale, total, fmt, tuple(x.shape), checked=True)  # right by construction
+
+
+def _check_scale(op: str, name: str, value: Tensor | None) -> None:
+    """Positive and finite where the host can read it, in every call: the key of a call knows no values."""
+    if value is None or is_compiling() or type(value) is not Tensor or value.numel() != 1:
+        return  # what is no tensor of one value is for the check of arguments
+    if fault := scales_fault(None, value):
+        raise ValueError(f"{op}: {name} {fault} (decode direction, amax / 2688)")
 
 
 def _has_nan(block_scale: Tensor) -> bool:
@@ -156,6 +168,7 @@ def nvfp4_linear(
     weight.prepared; NVFP4Linear holds only the packed one. Under torch.compile nothing is packed: a weight is used as
     it is held then, so run once before compiling, or call NVFP4Linear.prepare() (quantize_model does).
     """
+    _check_scale("nvfp4_linear", "input_scale", input_scale)
     if not isinstance(weight, ScaledTensor):
         raise TypeError(
             f"nvfp4_linear: weight is {type(weight).__name__}, expected a ScaledTensor from nvfp4_quantize"
@@ -176,7 +189,8 @@ def for_device(weight: ScaledTensor, activation: str = "bf16") -> ScaledTensor:
         return weight
     found = weight.prepared.get(layout)
     if found is None:
-        found = weight.prepared[layout] = to_layout(weight, layout)
+        with torch.inference_mode(False):  # it outlives this call, and may then have to enter a backward
+            found = weight.prepared[layout] = to_layout(weight, layout)
     return found
 
 

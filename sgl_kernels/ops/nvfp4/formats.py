@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 E2M1_MAX = 6.0
 E4M3_MAX = 448.0
+INFINITY = float("inf")
+PLAIN = (Tensor, torch.nn.Parameter)
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 LAYOUTS = ("linear", "swizzled_128x4", "swizzled_8x4", "trtllm_shuffled", "aiter_shuffled", "cpu_packed")
 
@@ -54,6 +57,11 @@ class ScaledTensor:
                   | "trtllm_shuffled" (rows of data and scales permuted, scales then swizzled)
                   | "aiter_shuffled" (MXFP4: tiles of 16 rows x 32 bytes, scales in tiles of 32 x 8)
                   | "cpu_packed" (one stream of 64-row panels, see layouts.py)
+
+    A block scale is 0 or more, or NaN (not in "cpu_packed"): these decode to zeros and NaN whatever the codes. With
+    its sign bit set it is no NVFP4, since tensor cores read these scales without a sign: ValueError. So is a global
+    scale that is not positive and finite. Both are checked where the host can read them: in CPU memory here, on other
+    devices when a weight is first brought into the layout of its kernels. `checked`: it has been done.
     """
 
     data: Tensor
@@ -62,10 +70,11 @@ class ScaledTensor:
     format: ScaledFormat
     shape: tuple[int, ...]
     layout: str = "linear"
+    checked: InitVar[bool] = False
     prepared: dict[str, ScaledTensor] = field(default_factory=dict, init=False, repr=False)
     """Copies in other layouts that a backend asked for, made once; see api.nvfp4_linear."""
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, checked: bool) -> None:
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout is {self.layout!r}; expected one of {', '.join(LAYOUTS)}")
         if not self.shape or self.shape[-1] % self.format.block:
@@ -87,6 +96,21 @@ class ScaledTensor:
         if self.global_scale is not None and self.global_scale.numel() != 1:
             raise ValueError(f"global_scale has shape {tuple(self.global_scale.shape)}; expected one value")
         self._check_shapes()
+        if not checked:
+            self.check_scales()
+
+    def check_scales(self, anywhere: bool = False) -> None:
+        """Raise ValueError for scales that are none. anywhere=True waits for an accelerator to say."""
+        if torch.compiler.is_compiling():
+            return
+        packed = self.layout == "cpu_packed"  # whose kernels have no NaN among their scales
+        held = (self.data[..., -64:] if packed else self.block_scale).view(self.format.scale_dtype)
+        for name, fault in (
+            ("block_scale", scales_fault(held, None, nan=not packed, anywhere=anywhere)),
+            ("global_scale", scales_fault(None, self.global_scale, anywhere=anywhere)),
+        ):
+            if fault:
+                raise ValueError(f"{name} {fault}")
 
     def __repr__(self) -> str:
         shape = ", ".join(map(str, self.shape))
@@ -163,6 +187,32 @@ class ScaledTensor:
     def to(self, device: torch.device | str) -> ScaledTensor:
         """The same value on another device."""
         return self.map(lambda t: t.to(device))
+
+
+def scales_fault(
+    block_scale: Tensor | None, global_scale: Tensor | None, *, nan: bool = False, zero: bool = False,
+    anywhere: bool = False,
+) -> str:  # fmt: skip
+    """What is wrong with scales, "" if nothing is or the host cannot read them. `nan` and `zero` allow those."""
+    if block_scale is not None and _readable(block_scale, anywhere):
+        raw = block_scale.view(torch.uint8)
+        signed = block_scale.dtype is torch.float8_e4m3fn
+        top = (0x7E if signed else 0xFE) + nan
+        if int(raw.max()) > top:
+            if signed and (negative := int((raw > 0x7F).sum())):
+                return f"has {negative} negative values of {raw.numel()}; block scales are 0 or more"
+            return f"has NaN in {int((raw > top).sum())} of {raw.numel()} values"
+    if global_scale is not None and _readable(global_scale, anywhere):
+        value = global_scale.item()
+        if not (0.0 < value < INFINITY or (zero and value == 0.0)):
+            return f"is {value}, expected a positive finite number{' or 0' if zero else ''}"
+    return ""
+
+
+def _readable(t: Tensor, anywhere: bool) -> bool:
+    if not (t.is_cpu or (anywhere and not t.is_meta)) or type(t) not in PLAIN or not t.numel():
+        return False
+    return not _is_wrapped(t)
 
 
 def ceil_to(n: int, multiple: int) -> int:

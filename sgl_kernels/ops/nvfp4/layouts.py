@@ -42,6 +42,8 @@ def to_layout(x: ScaledTensor, layout: str) -> ScaledTensor:
 
 def _from_linear(x: ScaledTensor, layout: str) -> ScaledTensor:
     ScaledTensor.storage_shapes(x.format, x.shape, layout)  # raises for what is not a matrix
+    if x.device.type not in ("cpu", "meta") and not _capturing(x.device):
+        x.check_scales(anywhere=True)  # one wait, when a weight is prepared
     if layout == "cpu_packed":
         return _pack(x)
     if layout == "trtllm_shuffled":
@@ -60,6 +62,11 @@ def _from_linear(x: ScaledTensor, layout: str) -> ScaledTensor:
     tall = 128 if layout == "swizzled_128x4" else 8
     scale = _swizzle(_bytes(x.block_scale), tall).view(x.block_scale.dtype)
     return replace(x, block_scale=scale, layout=layout)
+
+
+def _capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being recorded, where nobody may wait for the device."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _to_linear(x: ScaledTensor) -> ScaledTensor:
@@ -95,6 +102,12 @@ def shuffled_rows(rows: int, device: torch.device) -> Tensor:
 def swizzle_scales(scale: Tensor, rows_per_tile: int = 128) -> Tensor:
     """Linear block scales (M, C) -> tiles of rows_per_tile x 4, padded with zeros, as (Mp, Cp)."""
     return _swizzle(_bytes(scale), rows_per_tile).view(scale.dtype)
+
+
+def unswizzle_scales(tiles: Tensor, rows: int, columns: int) -> Tensor:
+    """The linear block scales (rows, columns) of tiles of 128 x 4; what stands in the padding is left out."""
+    padded = tiles.reshape(ceil_to(rows, 128), ceil_to(columns, 4))
+    return _unswizzle(_bytes(padded), 128)[:rows, :columns].contiguous().view(tiles.dtype)
 
 
 def aiter_scales(scale: Tensor) -> Tensor:
@@ -141,9 +154,7 @@ def _pack(x: ScaledTensor) -> ScaledTensor:
         raise ValueError(f"format is {x.format.name}; layout 'cpu_packed' holds nvfp4 only")
     scale = _bytes(x.block_scale)
     if scale.numel() and int(scale.max()) > MAX_FINITE_E4M3:
-        raise ValueError(
-            "block_scale has a negative or NaN value; 'cpu_packed' holds finite scales >= 0: keep layout 'linear'"
-        )
+        raise ValueError("block_scale has a NaN; 'cpu_packed' holds finite scales: keep layout 'linear'")
     n, k = x.shape
     panels, blocks = ceil_to(n, PANEL) // PANEL, k // 16
     rows = panels * PANEL
