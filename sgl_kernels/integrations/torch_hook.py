@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
+from torch.nn.attention.bias import CausalBias
 from torch.overrides import _get_overloaded_args, has_torch_function
 
 from sgl_kernels.ops.attention import sdpa
@@ -55,6 +56,9 @@ def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Tensor:
     What the registry does not serve goes on to whatever the name meant before us, with the arguments as they came.
     """
     if is_dynamo_compiling():
+        mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+        if isinstance(mask, CausalBias):  # asks whether it is the name in torch that was called; see _stock
+            return CausalBias._dispatch(*args, **kwargs)
         if _state.everywhere or _state.tracing > 0:
             out = sdpa.served(*args, **kwargs)
             if out is not None:

@@ -56,6 +56,8 @@ def scaled_dot_product_attention(
     out = served(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if out is not None:
         return out
+    if query.__class__ is Tensor and query.is_nested:  # torch takes nested tensors of the strided layout contiguous only
+        query, key, value = (t.contiguous() if t.is_nested else t for t in (query, key, value))
     given: dict[str, Any] = {}  # a default that was left out stays left out: some subclasses know fewer arguments
     if attn_mask is not None:
         given["attn_mask"] = attn_mask
