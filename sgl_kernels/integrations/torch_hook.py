@@ -20,7 +20,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_dynamo_compiling
@@ -106,8 +105,7 @@ def _stock(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
                 _unpatch()  # where it was uninstalled meanwhile
 
 
-# TorchScript compiles what a name refers to; this is torch's operator to it.
-torch.jit._builtins._register_builtin(scaled_dot_product_attention, "aten::scaled_dot_product_attention")
+sdpa.be_scripted_as_torch(scaled_dot_product_attention)
 
 
 def install() -> None:

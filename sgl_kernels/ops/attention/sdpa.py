@@ -1,6 +1,6 @@
-"""torch's scaled_dot_product_attention, to the letter: what the registry serves looks like torch's, the rest is torch's.
+"""torch's scaled_dot_product_attention, to the letter: what is served looks like torch's, the rest is torch's.
 
-A call is decided once for its shapes, strides and dtypes (`_Plan`): served, or left to torch. Torch itself answers
+A call is decided once for its shapes, strides and dtypes (`_decide`): served, or left to torch. Torch itself answers
 whatever it answers differently from a plain inference call: gradients, tangents, transforms, traces, modes,
 subclasses, kernels that the user turned off, broadcasting, arguments that it refuses. A served result has the strides
 torch's would have, so that a `.view()` after the call works wherever it works with torch.
@@ -8,7 +8,8 @@ torch's would have, so that a `.view()` after the call works wherever it works w
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +17,17 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
+from sgl_kernels.core.dispatch import MAX_BOUND, bind, current
 from sgl_kernels.core.torch_op import NAMESPACE
 from sgl_kernels.ops import _validate as validate
 from sgl_kernels.ops._fingerprint import fingerprint
-from sgl_kernels.ops.attention.api import attention
+from sgl_kernels.ops.attention.spec import ATTENTION
 
 _torch_sdpa = F.scaled_dot_product_attention  # kept: integrations may replace the name in torch
 _TENSORS = (Tensor, torch.nn.Parameter)
 _NUMBERS = (float, int)
 _INFINITY = float("inf")
-MAX_PLANS = 8192
-"""Keys hold exact shapes, so free-length prompts would grow the memo for ever."""
+MATH, EFFICIENT = 0, 2  # of torch.nn.attention.SDPBackend
 
 
 def scaled_dot_product_attention(
@@ -56,9 +57,12 @@ def scaled_dot_product_attention(
     out = served(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if out is not None:
         return out
-    if query.__class__ is Tensor and query.is_nested:  # torch takes nested tensors of the strided layout contiguous only
+    if (
+        query.__class__ is Tensor and query.is_nested
+    ):  # of the strided layout: torch takes them contiguous only
         query, key, value = (t.contiguous() if t.is_nested else t for t in (query, key, value))
-    given: dict[str, Any] = {}  # a default that was left out stays left out: some subclasses know fewer arguments
+    # A default that was left out stays left out: some subclasses know fewer arguments.
+    given: dict[str, Any] = {}
     if attn_mask is not None:
         given["attn_mask"] = attn_mask
     if dropout_p.__class__ is not float or dropout_p != 0.0:
@@ -90,58 +94,33 @@ def served(
         query.__class__ in _TENSORS
         and key.__class__ in _TENSORS
         and value.__class__ in _TENSORS
-        and (attn_mask is None or attn_mask.__class__ in _TENSORS)
         and (scale is None or (scale.__class__ in _NUMBERS and 0.0 < scale < _INFINITY))
         and dropout_p.__class__ in _NUMBERS
         and dropout_p == 0.0
         and is_causal.__class__ is bool
         and enable_gqa.__class__ is bool
         and _is_nobody_watching()
-        and _is_strided(query)
-        and _is_strided(key)
-        and _is_strided(value)
     ):
         return None
-    known: Any
-    if attn_mask is None:
-        known = (
-            fingerprint(query, key, value, None), query.stride(), key.stride(), value.stride(), is_causal, enable_gqa,
-        )  # fmt: skip
-    elif _is_strided(attn_mask):
-        known = (
-            fingerprint(query, key, value, attn_mask), query.stride(), key.stride(), value.stride(), is_causal,
-            enable_gqa, attn_mask.stride(),
-        )  # fmt: skip
-    else:
+    try:
+        strides = query.stride(), key.stride(), value.stride()
+        if attn_mask is not None:
+            if attn_mask.__class__ not in _TENSORS:
+                return None
+            strides += (attn_mask.stride(),)  # type: ignore[assignment]
+    except RuntimeError:  # nested and sparse tensors have none
         return None
-    plan = _plans.get(known)
-    if plan is None:
-        plan = _decide(known, query, key, value, attn_mask, is_causal, enable_gqa)
-    if plan.strides is None or not _are_kernels_enabled(plan.on_cpu):
+    known = (_MARK, fingerprint(query, key, value, attn_mask), strides, is_causal, enable_gqa, scale is None)
+    run = current().bound.get(known)
+    if run is None:
+        run = _decide(known, query, key, value, attn_mask, is_causal, scale, enable_gqa)
+    if run is _left_to_torch or not _get_math() or not _get_flash():
         return None
-    if plan.lifts:  # (H, S, D)
-        query, key, value = query[None], key[None], value[None]
-        if attn_mask is not None and attn_mask.ndim == 3:
-            attn_mask = attn_mask[None]
-    out = attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=attn_mask, is_causal=is_causal,
-        causal_alignment="top_left", scale=scale,
-    ).transpose(1, 2)  # fmt: skip
-    if plan.lifts:
-        out = out[0]
-    return out if out.stride() == plan.strides else _restrided(out, plan.strides)
+    out: Tensor | None = run(query, key, value, attn_mask, is_causal, scale)
+    return out
 
 
-class _Plan(NamedTuple):
-    """What was decided for calls of one kind."""
-
-    strides: tuple[int, ...] | None  # of the result; None: torch serves
-    lifts: bool = False  # three dimensions become four
-    on_cpu: bool = True
-
-
-_TORCH_SERVES = _Plan(None)
-_plans: dict[Any, _Plan] = {}
+_MARK = "scaled_dot_product_attention"
 _get_flash, _get_math = torch._C._get_flash_sdp_enabled, torch._C._get_math_sdp_enabled
 _get_efficient, _get_cudnn = torch._C._get_mem_efficient_sdp_enabled, torch._C._get_cudnn_sdp_enabled
 _has_function_mode = torch._C._is_torch_function_mode_enabled
@@ -149,7 +128,6 @@ _count_dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_functorch_active = torch._C._are_functorch_transforms_active
 _tracing_state = torch._C._get_tracing_state
 _keys_of = torch._C._dispatch_keys
-_known_keys: dict[int, bool] = {}
 
 
 def _is_nobody_watching() -> bool:
@@ -163,6 +141,10 @@ def _is_nobody_watching() -> bool:
     )
 
 
+def _left_to_torch(*args: Any) -> None:
+    """What is bound for calls that torch itself must answer."""
+
+
 def is_mode_watching() -> bool:
     """Whether a function mode is active, other than torch.device's own, which concerns new tensors only."""
     from torch.overrides import _get_current_function_mode_stack
@@ -171,47 +153,100 @@ def is_mode_watching() -> bool:
     return any(mode.__class__ is not DeviceContext for mode in _get_current_function_mode_stack())
 
 
-def _is_strided(t: Tensor) -> bool:
-    """Whether a tensor is dense memory with strides on a device: not nested, sparse, meta, quantised, lazy or batched.
-
-    The dispatch keys say it at once, and a key that nobody here has heard of says no.
-    """
-    raw = _keys_of(t).raw_repr()
-    known = _known_keys.get(raw)
-    if known is None:
-        known = _known_keys[raw] = _are_plain(str(_keys_of(t)))
-    return known
-
-
 _DEVICES = ("CPU", "CUDA", "HIP", "XPU", "MPS", "PrivateUse1")
+_PLAIN_KEYS = {
+    "ADInplaceOrView",
+    *_DEVICES,
+    *(kind + d for d in _DEVICES for kind in ("Autograd", "Autocast")),
+}
 
 
-def _are_plain(text: str) -> bool:
-    names = [n.strip() for n in text.partition("(")[2].rstrip(")").split(",")]
-    extra = {"ADInplaceOrView", *(f"{kind}{d}" for d in _DEVICES for kind in ("Autograd", "Autocast"))}
-    return set(names) <= extra | set(_DEVICES) and any(n in _DEVICES for n in names)
+def _is_plain(t: Tensor) -> bool:
+    """Whether a tensor is memory with strides on a device: not nested, sparse, meta, quantised, lazy, batched, zero.
 
-
-def _are_kernels_enabled(on_cpu: bool) -> bool:
-    """Whether every kernel torch could choose on the device is allowed. Who turned one off chose among torch's."""
-    if on_cpu:
-        return _get_flash() and _get_math()
-    return _get_flash() and _get_math() and _get_efficient() and _get_cudnn()
+    The dispatch keys say it, and a key that nobody here has heard of says no.
+    """
+    names = {n.strip() for n in str(_keys_of(t)).partition("(")[2].rstrip(")").split(",")}
+    return names <= _PLAIN_KEYS and not names.isdisjoint(_DEVICES) and 0 not in t.stride()[-1:]
 
 
 def _decide(
-    known: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, enable_gqa: bool
-) -> _Plan:
-    """The plan for a kind of call, remembered."""
-    plan = _TORCH_SERVES
-    watched = validate.needs_grad(query, key, value, mask)
-    if not watched and _fits(query, key, value, mask, is_causal, enable_gqa):
-        lifts = query.ndim == 3
-        plan = _Plan(_strides(query, key, value, mask, is_causal, enable_gqa), lifts, query.device.type == "cpu")
-    if len(_plans) >= MAX_PLANS:
-        _plans.clear()
-    _plans[known] = plan
-    return plan
+    known: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None,
+    enable_gqa: bool,
+) -> Callable[..., Tensor | None]:  # fmt: skip
+    """Bind what serves calls like this one: the registry's choice in torch's clothes, or `_left_to_torch`."""
+    run: Callable[..., Tensor | None] = _left_to_torch
+    if (
+        all(_is_plain(t) for t in (query, key, value, mask) if t is not None)
+        and not validate.needs_grad(query, key, value, mask)
+        and _fits(query, key, value, mask, is_causal, enable_gqa)
+    ):
+        strides = _strides(query, key, value, mask, is_causal, enable_gqa)
+        args = (*_rows_first(query, key, value, mask), is_causal, "top_left", scale, -1, -1, 0.0)
+        bound = bind(ATTENTION, (known,), None, args)
+        current().bound.pop((known,), None)  # it is bound below, in torch's clothes
+        run = _dressed(bound, strides, query.ndim == 3, query, value)
+        if query.device.type != "cpu":
+            run = _where_kernels_are_on(run)
+    bound_here = current().bound
+    if len(bound_here) >= MAX_BOUND:
+        bound_here.clear()
+    bound_here[known] = run
+    return run
+
+
+def _where_kernels_are_on(run: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+    """`run`, but None (torch serves) while a kernel that only accelerators have is switched off."""
+
+    def serve(*args: Any) -> Tensor | None:
+        return run(*args) if _get_efficient() and _get_cudnn() else None
+
+    return serve
+
+
+def _rows_first(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """(B, H, S, D) or (H, S, D) as (B, S, H, D), and the mask to match."""
+    if query.ndim == 3:
+        query, key, value = query[None], key[None], value[None]
+        if mask is not None and mask.ndim == 3:
+            mask = mask[None]
+    return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask
+
+
+def _dressed(
+    bound: Callable[..., Tensor], strides: tuple[int, ...], lifts: bool, query: Tensor, value: Tensor
+) -> Callable[..., Tensor]:
+    """`bound`, an implementation of `attention`, with torch's layout, and results of these strides."""
+    contiguous = strides == torch.empty((*query.shape[:-1], value.shape[-1]), device="meta").stride()
+    like_query = (
+        query.shape[-1] == value.shape[-1]
+        and strides == torch.empty_like(query).stride()
+        and strides[-1] == 1
+    )
+    heads_first: Callable[..., Tensor] | None = getattr(bound, "heads_first", None)
+    if heads_first is not None and not lifts and (like_query or contiguous):
+
+        def serve_heads_first(
+            q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: Any
+        ) -> Tensor:
+            return heads_first(q, k, v, mask, causal, scale, like_query)
+
+        return serve_heads_first
+
+    def serve(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: Any) -> Tensor:
+        q, k, v, mask = _rows_first(q, k, v, mask)
+        out = bound(q, k, v, mask, causal, "top_left", scale, -1, -1, 0.0).transpose(1, 2)
+        if lifts:
+            out = out[0]
+        if out.stride() == strides:
+            return out
+        if contiguous:
+            out = out.contiguous()
+        return out if out.stride() == strides else _restrided(out, strides)
+
+    return serve
 
 
 def _fits(
@@ -244,7 +279,9 @@ def _fits_mask(query: Tensor, key: Tensor, mask: Tensor) -> bool:
     if mask.device != query.device or mask.ndim < 2 or mask.ndim > query.ndim:
         return False
     if mask.dtype is not torch.bool:
-        if torch.is_autocast_enabled(query.device.type):  # torch casts the mask too, and -1e9 is -inf in float16
+        if torch.is_autocast_enabled(
+            query.device.type
+        ):  # torch casts the mask too, and -1e9 is -inf in float16
             return False
         if mask.dtype != query.dtype and not (
             mask.dtype is torch.float32 and query.dtype in (torch.float16, torch.bfloat16)
@@ -258,14 +295,16 @@ def _strides(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, enable_gqa: bool
 ) -> tuple[int, ...]:
     """The strides of torch's result: the query's where a kernel of torch's is fused, contiguous where it is not."""
-    shape = (*query.shape[:-1], value.shape[-1])
     choice = torch._fused_sdp_choice(query, key, value, mask, 0.0, is_causal, enable_gqa=enable_gqa)
-    made = torch.empty_strided(query.shape, query.stride(), device="meta")
-    if choice == 0 or query.shape[-1] != value.shape[-1]:
-        return torch.empty(shape, device="meta").stride()
-    if choice == 2:  # memory-efficient: always (B, S, H, D) in memory
-        return torch.empty_like(made.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2).stride()
-    return torch.empty_like(made).stride()
+    if choice == MATH or query.shape[-1] != value.shape[-1]:
+        return torch.empty((*query.shape[:-1], value.shape[-1]), device="meta").stride()
+    if choice == EFFICIENT:  # always (B, S, H, D) in memory
+        return (
+            torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+            .transpose(1, 2)
+            .stride()
+        )
+    return torch.empty_like(query).stride()  # (a meta tensor's would differ in dimensions of size 1)
 
 
 def _restrided(out: Tensor, strides: tuple[int, ...]) -> Tensor:
@@ -280,11 +319,15 @@ def _compiled(
     scale: float | None, enable_gqa: bool,
 ) -> Tensor | None:  # fmt: skip
     """What the compiler traces: one op whose result looks like torch's, or None where torch itself must answer."""
-    if not all(isinstance(t, Tensor) for t in (query, key, value)) or validate.needs_grad(query, key, value, mask):
+    if not all(isinstance(t, Tensor) for t in (query, key, value)) or validate.needs_grad(
+        query, key, value, mask
+    ):
         return None
     if dropout_p != 0.0 or not (scale is None or 0.0 < scale < _INFINITY):
         return None
     if _is_functorch_active() or torch.is_autocast_enabled(query.device.type):
+        return None
+    if not (_get_flash() and _get_math() and (query.device.type == "cpu" or (_get_efficient() and _get_cudnn()))):
         return None
     if not _fits(query, key, value, mask, is_causal, enable_gqa):
         return None
@@ -319,5 +362,15 @@ _library.define(
 )
 _library.impl("scaled_dot_product_attention", _op, "CompositeExplicitAutograd")
 torch.library.register_fake(f"{NAMESPACE}::scaled_dot_product_attention", _op_fake, lib=_library)
-# TorchScript compiles what a name refers to; both of these are torch's operator to it.
-torch.jit._builtins._register_builtin(scaled_dot_product_attention, "aten::scaled_dot_product_attention")
+
+
+def be_scripted_as_torch(function: Any) -> None:
+    """Make `function` torch's operator to TorchScript, which compiles what a name refers to."""
+    entry = (function, "aten::scaled_dot_product_attention")
+    if torch.jit._builtins._builtin_table is None:  # building it takes 20 ms, which the first script pays
+        torch.jit._builtins._builtin_ops.append(entry)
+    else:
+        torch.jit._builtins._register_builtin(*entry)
+
+
+be_scripted_as_torch(scaled_dot_product_attention)
