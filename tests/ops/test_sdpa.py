@@ -1,4 +1,4 @@
-"""The drop-in of torch's SDPA: who watches gets torch's own function, who turned a kernel off too, the rest is served."""
+"""The drop-in of torch's SDPA: who watches or turned a kernel off gets torch's own function, the rest is served."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def test_a_view_after_the_call_works_where_it_works_with_torch(sdpa):
     assert sdpa(one, contiguous, contiguous).view(6, 1, 16).is_contiguous()
 
 
-@pytest.mark.parametrize("wrapped", [{"check": True}, {"trace": 2}, {"backend": "torch_sdpa"}, {"backend": "sage_cpu"}])
+@pytest.mark.parametrize(
+    "wrapped", [{"check": True}, {"trace": 2}, {"backend": "torch_sdpa"}, {"backend": "sage_cpu"}]
+)
 def test_strides_do_not_depend_on_who_serves_or_what_is_wrapped_around_it(sdpa, wrapped):
     atol = 5e-2 if wrapped.get("backend") == "sage_cpu" else 1e-5
     for q in (q_(), q_(2, 40, 3, 16).transpose(1, 2), q_(40, 2, 3, 16).permute(1, 2, 0, 3)):
@@ -69,7 +71,14 @@ def test_the_same_shape_with_other_strides_flags_and_scales_is_another_call(sdpa
     a, b = q_(2, 3, 40, 16), q_(2, 40, 3, 16).transpose(1, 2)
     for _ in range(2):
         for q in (a, b):
-            for kwargs in ({}, {"is_causal": True}, {"scale": 0.5}, {"scale": 0.25}, {"scale": -0.25}, {"scale": 0.0}):
+            for kwargs in (
+                {},
+                {"is_causal": True},
+                {"scale": 0.5},
+                {"scale": 0.25},
+                {"scale": -0.25},
+                {"scale": 0.0},
+            ):
                 close(sdpa(q, q, q, **kwargs), TORCH_SDPA(q, q, q, **kwargs))
         with pytest.raises(TypeError):
             sdpa(a, a, a, is_causal=1)
@@ -97,12 +106,22 @@ def test_gradient_tangent_and_transform_are_torchs(sdpa):
         close(a, b)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        close(torch.func.vmap(sdpa)(q[None], k[None], v[None]), torch.func.vmap(TORCH_SDPA)(q[None], k[None], v[None]))
-        have, want = (torch.func.grad(lambda x, f=f: f(x, k, v).square().sum())(q) for f in (sdpa, TORCH_SDPA))
+        close(
+            torch.func.vmap(sdpa)(q[None], k[None], v[None]),
+            torch.func.vmap(TORCH_SDPA)(q[None], k[None], v[None]),
+        )
+        have, want = (
+            torch.func.grad(lambda x, f=f: f(x, k, v).square().sum())(q) for f in (sdpa, TORCH_SDPA)
+        )
         close(have, want)
-        per = [torch.func.vmap(torch.func.grad(lambda x, f=f: f(x, k, v).sum()))(q[None]) for f in (sdpa, TORCH_SDPA)]
+        per = [
+            torch.func.vmap(torch.func.grad(lambda x, f=f: f(x, k, v).sum()))(q[None])
+            for f in (sdpa, TORCH_SDPA)
+        ]
         close(*per)
-        per = [torch.func.grad(lambda x, f=f: torch.func.vmap(f)(x, k, v).sum())(q) for f in (sdpa, TORCH_SDPA)]
+        per = [
+            torch.func.grad(lambda x, f=f: torch.func.vmap(f)(x, k, v).sum())(q) for f in (sdpa, TORCH_SDPA)
+        ]
         close(*per)
 
 
@@ -197,8 +216,12 @@ def test_nested_and_meta_tensors(sdpa):
     parts = [torch.randn(2, n, 8) for n in (3, 5)]
     strided = torch.nested.nested_tensor(parts)
     for have, part in zip(sdpa(strided, strided, strided).unbind(), parts, strict=True):
-        torch.testing.assert_close(have, TORCH_SDPA(part[None], part[None], part[None])[0], atol=1e-5, rtol=1e-5)
-    jagged = torch.nested.nested_tensor([p.transpose(0, 1) for p in parts], layout=torch.jagged).transpose(1, 2)
+        torch.testing.assert_close(
+            have, TORCH_SDPA(part[None], part[None], part[None])[0], atol=1e-5, rtol=1e-5
+        )
+    jagged = torch.nested.nested_tensor([p.transpose(0, 1) for p in parts], layout=torch.jagged).transpose(
+        1, 2
+    )
     for have, part in zip(sdpa(jagged, jagged, jagged).transpose(1, 2).unbind(), parts, strict=True):
         want = TORCH_SDPA(part[None], part[None], part[None])[0].transpose(0, 1)
         torch.testing.assert_close(have, want, atol=1e-5, rtol=1e-5)
@@ -234,7 +257,7 @@ def test_a_kernel_that_was_switched_off_is_a_choice_among_torchs(sdpa):
             close(sdpa(q, q, q), TORCH_SDPA(q, q, q))
     with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(RuntimeError, match="No (available kernel|viable backend)"):
+        with pytest.raises(RuntimeError, match=r"No (available kernel|viable backend)"):
             sdpa(q, q, q)
     assert served(lambda: sdpa(q, q, q)) == 1
 
@@ -252,7 +275,11 @@ def test_torchscript_compiles_torchs_operator():
     q = q_(1, 2, 5, 8)
     want = TORCH_SDPA(q, q, q, is_causal=True, scale=0.5)
     with sgl_kernels.install("torch"):
-        made = [torch.jit.script(scripted), torch.jit.script(scripted_drop_in), torch.jit.trace(scripted, (q, q))]
+        made = [
+            torch.jit.script(scripted),
+            torch.jit.script(scripted_drop_in),
+            torch.jit.trace(scripted, (q, q)),
+        ]
         for module in (torch.nn.MultiheadAttention(16, 2), torch.nn.TransformerEncoderLayer(16, 2).eval()):
             x = torch.randn(3, 2, 16)
             args = (x, x, x) if isinstance(module, torch.nn.MultiheadAttention) else (x,)

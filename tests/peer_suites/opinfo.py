@@ -25,7 +25,9 @@ def samples(name: str, dtype: torch.dtype, requires_grad: bool = False) -> Itera
     for sample in info(name).sample_inputs("cpu", dtype, requires_grad=requires_grad):
         yield sample
         if sample.input.numel() > 1:
-            yield sample.transform(lambda t: noncontiguous_like(t) if isinstance(t, Tensor) and t.numel() > 1 else t)
+            yield sample.transform(
+                lambda t: noncontiguous_like(t) if isinstance(t, Tensor) and t.numel() > 1 else t
+            )
 
 
 def outcome(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -42,7 +44,12 @@ def assert_same(have: Any, want: Any, strides: bool = True, said: bool = True, f
         assert type(have) is type(want), f"{have!r}, torch: {want!r}"
         assert not said or str(have).splitlines()[:1] == str(want).splitlines()[:1]
         return
-    assert (have.dtype, have.shape, have.layout, have.device) == (want.dtype, want.shape, want.layout, want.device)
+    assert (have.dtype, have.shape, have.layout, have.device) == (
+        want.dtype,
+        want.shape,
+        want.layout,
+        want.device,
+    )
     assert have.requires_grad == want.requires_grad
     assert not strides or have.stride() == want.stride(), f"strides {have.stride()}, torch {want.stride()}"
     tolerance = TOLERANCE.get(want.dtype, 0.0) * factor

@@ -41,7 +41,9 @@ def test_samples(ours, dtype, requires_grad):
             leaves = [t for t in tensors if isinstance(t, torch.Tensor) and t.requires_grad]
             upstream = torch.randn_like(want)
             for a, b in zip(
-                torch.autograd.grad(have, leaves, upstream), torch.autograd.grad(want, leaves, upstream), strict=True
+                torch.autograd.grad(have, leaves, upstream),
+                torch.autograd.grad(want, leaves, upstream),
+                strict=True,
             ):
                 opinfo.assert_same(a, b)
         count += 1
@@ -79,7 +81,6 @@ WRONG = {
     "mask that does not broadcast": ((Q, Q, Q), {"attn_mask": torch.ones(4, 5, dtype=torch.bool)}),
     "mask of five dimensions": ((Q, Q, Q), {"attn_mask": torch.ones(3, 1, 1, 5, 5, dtype=torch.bool)}),
     "mask that is a list": ((Q, Q, Q), {"attn_mask": [True]}),
-    "mask on meta": ((Q, Q, Q), {"attn_mask": torch.ones(5, 5, device="meta")}),
     "key on meta": ((Q, Q.to("meta"), Q), {}),
     "negative dropout": ((Q, Q, Q), {"dropout_p": -0.1}),
     "dropout above one": ((Q, Q, Q), {"dropout_p": 1.5}),
@@ -126,7 +127,13 @@ LAYOUTS = {
     "one batch": lambda b, h, s, d: _q(1, h, s, d).expand(b, h, s, d),
     "reversed": lambda b, h, s, d: _q(d, s, h, b).permute(3, 2, 1, 0),
 }
-SHAPES = ((2, 3, 40, 40, 16, 16), (2, 3, 1, 33, 16, 16), (1, 3, 40, 7, 16, 12), (3, 1, 5, 5, 8, 8), (1, 1, 9, 9, 8, 8))
+SHAPES = (
+    (2, 3, 40, 40, 16, 16),
+    (2, 3, 1, 33, 16, 16),
+    (1, 3, 40, 7, 16, 12),
+    (3, 1, 5, 5, 8, 8),
+    (1, 1, 9, 9, 8, 8),
+)
 
 
 @pytest.mark.parametrize("dtype", opinfo.DTYPES[:2], ids=str)
@@ -136,9 +143,13 @@ def test_results_have_torchs_strides(layout, shape, dtype):
     b, h, sq, sk, d, dv = shape
     mask = torch.rand(b, 1, sq, sk) > 0.2
     for other in ("bhsd", "bshd", layout):
-        q, k, v = (LAYOUTS[n](b, h, s, w).to(dtype) for n, s, w in ((layout, sq, d), (other, sk, d), (other, sk, dv)))
+        q, k, v = (
+            LAYOUTS[n](b, h, s, w).to(dtype) for n, s, w in ((layout, sq, d), (other, sk, d), (other, sk, dv))
+        )
         for kwargs in ({}, {"attn_mask": mask}, {"is_causal": True}, {"attn_mask": mask[:, 0, 0]}):
-            opinfo.assert_same(opinfo.outcome(_dropin, q, k, v, **kwargs), opinfo.outcome(TORCH_SDPA, q, k, v, **kwargs))
+            opinfo.assert_same(
+                opinfo.outcome(_dropin, q, k, v, **kwargs), opinfo.outcome(TORCH_SDPA, q, k, v, **kwargs)
+            )
         opinfo.assert_same(_dropin(q[0], k[0], v[0]), TORCH_SDPA(q[0], k[0], v[0]))
 
 
@@ -159,6 +170,7 @@ def test_broadcasting_of_heads_and_batches(gqa):
 @pytest.mark.parametrize("kind", ["bool", "float", "-inf", "nan", "none visible", "lowest"])
 @pytest.mark.parametrize("dtype", opinfo.DTYPES, ids=str)
 def test_masks(dims, kind, dtype):
+    torch.manual_seed(dims)
     q = torch.randn(2, 3, 5, 8).to(dtype)
     for shape in {(2, 3, 5, 5)[4 - dims :], (1, 3, 1, 5)[4 - dims :], (2, 1, 5, 1)[4 - dims :]}:
         mask = torch.randn(shape).to(dtype)
@@ -170,8 +182,10 @@ def test_masks(dims, kind, dtype):
             fill = torch.finfo(dtype).min / 2 if kind == "lowest" else float(kind)
             mask = mask.masked_fill(mask > 0.5, fill)
         have, want = (opinfo.outcome(f, q, q, q, mask) for f in (_dropin, TORCH_SDPA))
-        if kind == "nan":  # torch's fused kernel and its unfused one disagree about the rows that see a NaN
-            assert have.stride() == want.stride() and have.isnan().any()
+        if (
+            kind == "nan" and dims > 1
+        ):  # torch's fused kernel and its unfused one disagree about the rows that see a NaN
+            assert have.stride() == want.stride() and bool(have.isnan().any()) == bool(mask.isnan().any())
         else:
             opinfo.assert_same(have, want)
 

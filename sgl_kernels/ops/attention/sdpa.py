@@ -57,9 +57,8 @@ def scaled_dot_product_attention(
     out = served(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if out is not None:
         return out
-    if (
-        query.__class__ is Tensor and query.is_nested
-    ):  # of the strided layout: torch takes them contiguous only
+    # Torch takes nested tensors of the strided layout only where they are contiguous.
+    if query.__class__ is Tensor and not _has_function_mode() and query.is_nested:
         query, key, value = (t.contiguous() if t.is_nested else t for t in (query, key, value))
     # A default that was left out stays left out: some subclasses know fewer arguments.
     given: dict[str, Any] = {}
@@ -100,6 +99,7 @@ def served(
         and is_causal.__class__ is bool
         and enable_gqa.__class__ is bool
         and _is_nobody_watching()
+        and not (_is_grad_enabled() and query.requires_grad)  # the others' are part of the key
     ):
         return None
     try:
@@ -110,7 +110,16 @@ def served(
             strides += (attn_mask.stride(),)  # type: ignore[assignment]
     except RuntimeError:  # nested and sparse tensors have none
         return None
-    known = (_MARK, fingerprint(query, key, value, attn_mask), strides, is_causal, enable_gqa, scale is None)
+    cast = torch.get_autocast_dtype(query.device.type) if _is_any_autocast() else None
+    known = (
+        _MARK,
+        fingerprint(query, key, value, attn_mask),
+        strides,
+        is_causal,
+        enable_gqa,
+        scale is None,
+        cast,
+    )
     run = current().bound.get(known)
     if run is None:
         run = _decide(known, query, key, value, attn_mask, is_causal, scale, enable_gqa)
@@ -123,6 +132,7 @@ def served(
 _MARK = "scaled_dot_product_attention"
 _get_flash, _get_math = torch._C._get_flash_sdp_enabled, torch._C._get_math_sdp_enabled
 _get_efficient, _get_cudnn = torch._C._get_mem_efficient_sdp_enabled, torch._C._get_cudnn_sdp_enabled
+_is_grad_enabled, _is_any_autocast = torch.is_grad_enabled, torch._C._is_any_autocast_enabled
 _has_function_mode = torch._C._is_torch_function_mode_enabled
 _count_dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_functorch_active = torch._C._are_functorch_transforms_active
@@ -327,7 +337,9 @@ def _compiled(
         return None
     if _is_functorch_active() or torch.is_autocast_enabled(query.device.type):
         return None
-    if not (_get_flash() and _get_math() and (query.device.type == "cpu" or (_get_efficient() and _get_cudnn()))):
+    if not (
+        _get_flash() and _get_math() and (query.device.type == "cpu" or (_get_efficient() and _get_cudnn()))
+    ):
         return None
     if not _fits(query, key, value, mask, is_causal, enable_gqa):
         return None
