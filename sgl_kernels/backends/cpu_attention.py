@@ -34,7 +34,7 @@ def _readable(mask: Tensor | None) -> Tensor | None:
 
 
 def _load_attention(config: Any) -> Callable[..., Tensor]:
-    attention = _op("attention")
+    attention, heads_first_attention = _op("attention"), _op("attention_heads_first")
 
     def run(
         q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool, causal_alignment: str,
@@ -45,6 +45,17 @@ def _load_attention(config: Any) -> Callable[..., Tensor]:
         out: Tensor = attention(q, k, v, mask, causal, factor, window_left, window_right, softcap, False)[0]
         return out
 
+    def heads_first(
+        q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float | None,
+        like_query: bool,
+    ) -> Tensor:  # fmt: skip
+        """torch's layout (B, H, S, D), causal top-left; the result laid out as q, or else contiguous."""
+        out: Tensor = heads_first_attention(
+            q, k, v, _readable(attn_mask), 2 if is_causal else 0, default_scale(q, scale), like_query
+        )
+        return out
+
+    run.heads_first = heads_first  # type: ignore[attr-defined]  # for torch's SDPA: no views, no copy at the end
     return run
 
 

@@ -20,16 +20,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.compiler import is_dynamo_compiling
+from torch.nn.attention.bias import CausalBias
+from torch.overrides import _get_overloaded_args, has_torch_function
 
-from sgl_kernels.ops.attention import compat
+from sgl_kernels.ops.attention import sdpa
 
-_torch_sdpa = compat._torch_sdpa
-_PLAIN = (Tensor, torch.nn.Parameter)
-_functorch_active = torch._C._are_functorch_transforms_active
+_torch_sdpa = sdpa._torch_sdpa
 
 _DEFAULT, _OURS, _TORCH, _ONWARDS = "", "ours", "torch", "onwards"
 _who: ContextVar[str] = ContextVar("sgl_kernels_sdpa", default=_DEFAULT)
@@ -43,65 +42,70 @@ class _State:
         self.everywhere = False
         self.holders = 0  # applied models that need the hook
         self.previous: Any = _torch_sdpa  # what the name meant before us: torch's, or another library's patch
+        self.lent = 0  # > 0 while the name is torch's for the length of some subclass's call
         self.tracing = 0  # > 0 while dynamo traces a module that asked for us; a ContextVar cannot be traced
 
 
 _state = _State()
 
 
-def scaled_dot_product_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """torch's scaled_dot_product_attention, served by sgl_kernels where that was asked for."""
-    if is_compiling():
+def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Tensor:
+    """torch's scaled_dot_product_attention, served by sgl_kernels where that was asked for.
+
+    What the registry does not serve goes on to whatever the name meant before us, with the arguments as they came.
+    """
+    if is_dynamo_compiling():
+        mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+        if isinstance(mask, CausalBias):  # asks whether it is the name in torch that was called; see _stock
+            return CausalBias._dispatch(*args, **kwargs)
         if _state.everywhere or _state.tracing > 0:
-            return compat.scaled_dot_product_attention(
-                query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
-            )
-    else:
-        who = _who.get()
-        # Tensor subclasses (DTensor, quantised weights) and functorch wrappers have rules for torch's own op.
-        if (
-            (who is _OURS or (who is _DEFAULT and _state.everywhere))
-            and type(query) in _PLAIN
-            and not _functorch_active()
-        ):
-            token = _who.set(_TORCH)  # a backend that calls SDPA by this name must reach torch, not itself
-            try:
-                return compat.scaled_dot_product_attention(
-                    query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
-                )
-            finally:
-                _who.reset(token)
+            out = sdpa.served(*args, **kwargs)
+            if out is not None:
+                return out
+        return _state.previous(*args, **kwargs)  # type: ignore[no-any-return]
+    who = _who.get()
+    if who is _OURS or (who is _DEFAULT and _state.everywhere):
+        token = _who.set(_TORCH)  # a backend that calls SDPA by this name must reach torch, not itself
+        try:
+            out = sdpa.served(*args, **kwargs)
+        finally:
+            _who.reset(token)
+        if out is not None:
+            return out
     onwards = _state.previous
-    guard = None
-    if onwards is not _torch_sdpa and not is_compiling():
-        # Another library's patch. It may have wrapped this function, and lead back here: then torch serves.
-        if _who.get() is _ONWARDS:
-            onwards = _torch_sdpa
-        else:
-            guard = _who.set(_ONWARDS)
+    if onwards is _torch_sdpa:
+        return _stock(args, kwargs)
+    # Another library's patch. It may have wrapped this function, and lead back here: then torch serves.
+    if who is _ONWARDS:
+        return _stock(args, kwargs)
+    guard = _who.set(_ONWARDS)
     try:
-        return onwards(  # type: ignore[no-any-return]
-            query,
-            key,
-            value,
-            attn_mask=attn_mask,
-            dropout_p=dropout_p,
-            is_causal=is_causal,
-            scale=scale,
-            enable_gqa=enable_gqa,
-        )
+        return onwards(*args, **kwargs)  # type: ignore[no-any-return]
     finally:
-        if guard is not None:
-            _who.reset(guard)
+        _who.reset(guard)
+
+
+def _stock(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """torch's own function. Where a subclass or a mode answers, the name in torch is torch's while it does: those
+    that ask `func is torch.nn.functional.scaled_dot_product_attention` (CausalBias does) must recognise it."""
+    values = (*args, *kwargs.values())
+    if not has_torch_function(values) or not (_get_overloaded_args(values) or sdpa.is_mode_watching()):
+        return _torch_sdpa(*args, **kwargs)
+    with _state.lock:
+        _state.lent += 1
+        if F.scaled_dot_product_attention is scaled_dot_product_attention:
+            F.scaled_dot_product_attention = _torch_sdpa
+    try:
+        return _torch_sdpa(*args, **kwargs)
+    finally:
+        with _state.lock:
+            _state.lent -= 1
+            if _state.lent == 0 and F.scaled_dot_product_attention is _torch_sdpa:
+                F.scaled_dot_product_attention = scaled_dot_product_attention
+                _unpatch()  # where it was uninstalled meanwhile
+
+
+sdpa.be_scripted_as_torch(scaled_dot_product_attention)
 
 
 def install() -> None:
@@ -161,7 +165,7 @@ def _drop() -> None:
 
 
 def _patch() -> None:
-    if F.scaled_dot_product_attention is scaled_dot_product_attention:
+    if F.scaled_dot_product_attention is scaled_dot_product_attention or _state.lent:
         return
     # The floor keeps torch's own function by the name it finds on import; it must not find this one.
     importlib.import_module("sgl_kernels.backends.torch_native")
