@@ -88,6 +88,35 @@ def expanded_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     return None if mask is None else mask.expand(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
 
 
+def levelled(mask: Tensor) -> Tensor:
+    """A float mask in float32 or wider, each row of which has lost its largest value where that is far from 0.
+
+    Softmax does not see it. A row of -1e9 or finfo.min alone becomes one of zeros, which every kernel and every dtype
+    takes for what it is: even weights. -inf stays -inf, and no other value becomes it.
+    """
+    mask = mask.to(torch.promote_types(mask.dtype, torch.float32))
+    peak = mask.detach().amax(-1, keepdim=True)
+    far = (peak.abs() > FAR) & peak.isfinite()
+    lowest = torch.finfo(mask.dtype).min
+    level = (mask - peak.masked_fill(~far, 0.0)).clamp(min=lowest)
+    return level.masked_fill(mask == float("-inf"), float("-inf"))
+
+
+FAR = 1024.0
+"""Rows of ordinary biases, such as T5's and ALiBi's, keep their values to the bit."""
+
+
+def narrowed(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A float mask in the dtype of the query, in which float32's lowest value is not the -inf that a cast makes it."""
+    if mask.dtype is dtype:
+        return mask
+    if torch.finfo(mask.dtype).max <= torch.finfo(dtype).max:
+        return mask.to(dtype)
+    level = levelled(mask)
+    lowest = torch.finfo(dtype).min
+    return level.clamp(min=lowest).masked_fill(level == float("-inf"), float("-inf")).to(dtype)
+
+
 def default_scale(q: Tensor, scale: float | None) -> float:
     """`scale`, or head_dim ** -0.5."""
     return q.shape[-1] ** -0.5 if scale is None else scale
