@@ -112,9 +112,10 @@ def narrowed(mask: Tensor, dtype: torch.dtype) -> Tensor:
         return mask
     if torch.finfo(mask.dtype).max <= torch.finfo(dtype).max:
         return mask.to(dtype)
-    level = levelled(mask)
+    if dtype is torch.float16:  # whose 65504 leaves no room to tell -1e9 from -2e9
+        mask = levelled(mask)
     lowest = torch.finfo(dtype).min
-    return level.clamp(min=lowest).masked_fill(level == float("-inf"), float("-inf")).to(dtype)
+    return mask.clamp(min=lowest).masked_fill(mask == float("-inf"), float("-inf")).to(dtype)
 
 
 def default_scale(q: Tensor, scale: float | None) -> float:

@@ -90,14 +90,13 @@ def _attention(
     grad = watching(q, k, v)
     if on_cpu and not may_look(q, k, v, attn_mask):
         return exactly()
-    # float64 is for checking gradients, and torch's kernel has no second derivative
-    if on_cpu and grad and (q.dtype is torch.float64 or not _is_tame(q, k, v, scale, SAFE_BACKWARD)):
-        return exactly()
     mask = attn_mask
     if windowed or (is_causal and not plain_causal):
         keep = reference.visible(sq, sk, is_causal, causal_alignment, window_left, window_right, q.device)
         mask = keep if mask is None else both(mask, keep)
         plain_causal = False
+    if on_cpu and grad and not _has_backward(q, k, v, mask, scale):
+        return exactly()
     factor, query = scale, q
     if scale is not None and scale <= 0:  # torch scales after masking: -inf * 0 is NaN, -inf * -1 is inf
         query, factor = (-q, -scale) if scale < 0 else (q * 0, None)
@@ -154,6 +153,16 @@ def _is_tame(q: Tensor, k: Tensor, v: Tensor, scale: float | None, limit: float)
     return longest[0] * longest[1] * max(factor, 1e-30) < limit and largest(v) < float("inf")
 
 
+def _has_backward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> bool:
+    """Whether torch's CPU kernel gives the gradient. It has no second one, and float64 is for checking gradients."""
+    if q.dtype is torch.float64 or not _is_tame(q, k, v, scale, SAFE_BACKWARD):
+        return False
+    if mask is None or mask.dtype is torch.bool:
+        return True
+    peak = mask.detach().amax(-1)
+    return bool(((peak.abs() < SAFE_BACKWARD) | (peak == -float("inf"))).all())
+
+
 def _without_hidden(k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """K and V with zeros in the keys that a key-padding mask hides from every query, whatever stands there.
 
@@ -187,10 +196,10 @@ def _shaped(mask: Tensor | None, q: Tensor, grad: bool) -> Tensor | None:
     """A mask as SDPA takes it: bool, or a float of the query's dtype (fp32 also on the CPU)."""
     if mask is None or mask.dtype is torch.bool:
         return mask
-    if grad:  # torch's backward knows a row's weights only as exp(score - lse)
-        mask = levelled(mask)
     if q.device.type == "cpu" and mask.dtype is torch.float32 and q.dtype is not torch.float64:
         return mask
+    if grad and q.device.type != "cpu":  # as SAFE_BACKWARD says, and nobody may look here
+        mask = levelled(mask)
     return narrowed(mask, q.dtype)
 
 
