@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 INF = math.inf
-LOWEST = {"half": -65504.0, "bfloat16": torch.finfo(torch.bfloat16).min, "float32": torch.finfo(torch.float32).min}
+LOWEST = {
+    "half": -65504.0,
+    "bfloat16": torch.finfo(torch.bfloat16).min,
+    "float32": torch.finfo(torch.float32).min,
+}
 
 
 def visible(mask: Tensor | None, b: int, h: int, i: int, sq: int, sk: int, call: dict[str, Any]) -> list[int]:
@@ -37,7 +41,12 @@ def _added(scores: Tensor, bias: Tensor, wide: torch.dtype) -> Tensor:
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, wide: torch.dtype = torch.float32, **call: Any
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    wide: torch.dtype = torch.float32,
+    **call: Any,
 ) -> tuple[Tensor, Tensor]:
     """(out, lse) in float64, differentiable: keys a row does not see take no part in any operation."""
     (batch, sq, heads, dim), sk = q.shape, k.shape[1]
