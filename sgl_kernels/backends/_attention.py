@@ -118,6 +118,34 @@ def narrowed(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return mask.clamp(min=lowest).masked_fill(mask == float("-inf"), float("-inf")).to(dtype)
 
 
+def zero_outside(out: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
+    """A packed result with zeros in the tokens that no sequence of at most `longest` holds, in place.
+
+    A vendor's kernel leaves there what the allocator handed it: behind the last sequence, and beyond a length that is
+    too small. Nothing here waits for the device.
+    """
+    places = torch.arange(out.shape[0], device=out.device, dtype=cu_seqlens.dtype)
+    sequence = torch.searchsorted(cu_seqlens, places, right=True)
+    outside = (places >= cu_seqlens[-1]) | (places - cu_seqlens[sequence - 1] >= longest)
+    return out.masked_fill_(outside[:, None, None], 0.0)
+
+
+def without_hidden(k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """K and V with zeros in the keys that a key-padding mask hides from every query, whatever stands there.
+
+    A kernel multiplies a weight of 0 with them, and 0 * NaN is NaN. Keys that only some rows do not see (causal order,
+    windows, masks per query) stay as they are: on an accelerator nobody may look without waiting for the device.
+    """
+    if mask is None or (mask.ndim > 1 and mask.shape[-2] != 1):
+        return k, v
+    hidden = ~mask if mask.dtype is torch.bool else mask == float("-inf")
+    hidden = hidden[(None,) * (4 - hidden.ndim)]
+    if hidden.shape[1] not in (1, k.shape[2]):
+        hidden = hidden.unflatten(1, (k.shape[2], -1)).all(2)
+    gone = hidden.permute(0, 3, 1, 2)
+    return k.masked_fill(gone, 0.0), v.masked_fill(gone, 0.0)
+
+
 def default_scale(q: Tensor, scale: float | None) -> float:
     """`scale`, or head_dim ** -0.5."""
     return q.shape[-1] ** -0.5 if scale is None else scale

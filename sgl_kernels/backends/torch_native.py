@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgl_kernels.backends._attention import levelled, narrowed
+from sgl_kernels.backends._attention import levelled, narrowed, without_hidden
 from sgl_kernels.backends._torch_chunked import MPS_LIMIT, both, chunked, largest, may_look, watching
 from sgl_kernels.core.device import probe
 from sgl_kernels.core.implementation import Implementation
@@ -105,7 +105,7 @@ def _attention(
         sound = _has_no_odd_row(out) or _is_tame(q, k, v, scale, SAFE_FORWARD)
         return out if sound else exactly()
     with _without_cudnn(q, k):
-        keys, values = _without_hidden(k, v, attn_mask)
+        keys, values = without_hidden(k, v, attn_mask)
         found = _on_device(query, keys, values, _shaped(mask, q, grad), plain_causal, factor)
     return exactly() if found is None else found
 
@@ -161,22 +161,6 @@ def _has_backward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: f
         return True
     peak = mask.detach().amax(-1)
     return bool(((peak.abs() < SAFE_BACKWARD) | (peak == -float("inf"))).all())
-
-
-def _without_hidden(k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """K and V with zeros in the keys that a key-padding mask hides from every query, whatever stands there.
-
-    A kernel multiplies a weight of 0 with them, and 0 * NaN is NaN. Keys that only some rows do not see (causal order,
-    windows, masks per query) stay as they are: on an accelerator nobody may look without waiting for the device.
-    """
-    if mask is None or (mask.ndim > 1 and mask.shape[-2] != 1):
-        return k, v
-    hidden = ~mask if mask.dtype is torch.bool else mask == float("-inf")
-    hidden = hidden[(None,) * (4 - hidden.ndim)]
-    if hidden.shape[1] not in (1, k.shape[2]):
-        hidden = hidden.unflatten(1, (k.shape[2], -1)).all(2)
-    gone = hidden.permute(0, 3, 1, 2)
-    return k.masked_fill(gone, 0.0), v.masked_fill(gone, 0.0)
 
 
 def _nothing(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
