@@ -20,6 +20,7 @@ from sgl_kernels.backends._attention import (
     narrowed,
     rejects,
     shape,
+    without_hidden,
 )
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
