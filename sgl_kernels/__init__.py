@@ -23,9 +23,9 @@ from sgl_kernels.ops.activation.api import silu_mul as silu_mul
 from sgl_kernels.ops.attention.api import attention as attention
 from sgl_kernels.ops.attention.api import attention_lse as attention_lse
 from sgl_kernels.ops.attention.api import attention_varlen as attention_varlen
-from sgl_kernels.ops.attention.compat import flash_attn_func as flash_attn_func
-from sgl_kernels.ops.attention.compat import flash_attn_varlen_func as flash_attn_varlen_func
 from sgl_kernels.ops.attention.compat import scaled_dot_product_attention as scaled_dot_product_attention
+from sgl_kernels.ops.attention.compat_flash import flash_attn_func as flash_attn_func
+from sgl_kernels.ops.attention.compat_flash import flash_attn_varlen_func as flash_attn_varlen_func
 from sgl_kernels.ops.linear.api import linear as linear
 from sgl_kernels.ops.modulate.api import gate_residual as gate_residual
 from sgl_kernels.ops.modulate.api import scale_shift as scale_shift

@@ -88,6 +88,64 @@ def expanded_mask(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     return None if mask is None else mask.expand(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
 
 
+def levelled(mask: Tensor) -> Tensor:
+    """A float mask in float32 or wider, each row of which has lost its largest value where that is far from 0.
+
+    Softmax does not see it. A row of -1e9 or finfo.min alone becomes one of zeros, which every kernel and every dtype
+    takes for what it is: even weights. -inf stays -inf, and no other value becomes it.
+    """
+    mask = mask.to(torch.promote_types(mask.dtype, torch.float32))
+    peak = mask.detach().amax(-1, keepdim=True)
+    far = (peak.abs() > FAR) & peak.isfinite()
+    lowest = torch.finfo(mask.dtype).min
+    level = (mask - peak.masked_fill(~far, 0.0)).clamp(min=lowest)
+    return level.masked_fill(mask == float("-inf"), float("-inf"))
+
+
+FAR = 1024.0
+"""Rows of ordinary biases, such as T5's and ALiBi's, keep their values to the bit."""
+
+
+def narrowed(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A float mask in the dtype of the query, in which float32's lowest value is not the -inf that a cast makes it."""
+    if mask.dtype is dtype:
+        return mask
+    if torch.finfo(mask.dtype).max <= torch.finfo(dtype).max:
+        return mask.to(dtype)
+    if dtype is torch.float16:  # whose 65504 leaves no room to tell -1e9 from -2e9
+        mask = levelled(mask)
+    lowest = torch.finfo(dtype).min
+    return mask.clamp(min=lowest).masked_fill(mask == float("-inf"), float("-inf")).to(dtype)
+
+
+def zero_outside(out: Tensor, cu_seqlens: Tensor, longest: int) -> Tensor:
+    """A packed result with zeros in the tokens that no sequence of at most `longest` holds, in place.
+
+    A vendor's kernel leaves there what the allocator handed it: behind the last sequence, and beyond a length that is
+    too small. Nothing here waits for the device.
+    """
+    places = torch.arange(out.shape[0], device=out.device, dtype=cu_seqlens.dtype)
+    sequence = torch.searchsorted(cu_seqlens, places, right=True)
+    outside = (places >= cu_seqlens[-1]) | (places - cu_seqlens[sequence - 1] >= longest)
+    return out.masked_fill_(outside[:, None, None], 0.0)
+
+
+def without_hidden(k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """K and V with zeros in the keys that a key-padding mask hides from every query, whatever stands there.
+
+    A kernel multiplies a weight of 0 with them, and 0 * NaN is NaN. Keys that only some rows do not see (causal order,
+    windows, masks per query) stay as they are: on an accelerator nobody may look without waiting for the device.
+    """
+    if mask is None or (mask.ndim > 1 and mask.shape[-2] != 1):
+        return k, v
+    hidden = ~mask if mask.dtype is torch.bool else mask == float("-inf")
+    hidden = hidden[(None,) * (4 - hidden.ndim)]
+    if hidden.shape[1] not in (1, k.shape[2]):
+        hidden = hidden.unflatten(1, (k.shape[2], -1)).all(2)
+    gone = hidden.permute(0, 3, 1, 2)
+    return k.masked_fill(gone, 0.0), v.masked_fill(gone, 0.0)
+
+
 def default_scale(q: Tensor, scale: float | None) -> float:
     """`scale`, or head_dim ** -0.5."""
     return q.shape[-1] ** -0.5 if scale is None else scale

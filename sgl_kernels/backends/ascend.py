@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgl_kernels.backends._attention import default_scale, feature, rejects, shape
+from sgl_kernels.backends._attention import default_scale, feature, rejects, shape, without_hidden
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
 from sgl_kernels.core.implementation import Implementation
@@ -42,6 +42,7 @@ def _fused(with_lse: bool) -> Callable[[Any], Callable[..., Any]]:
             # float masks, windows, softcap, and a mask together with causal were turned away
             hidden, mode = None, 0
             if attn_mask is not None:
+                k, v = without_hidden(k, v, attn_mask)
                 hidden = _hidden(attn_mask, q, k)
             elif is_causal:
                 mode = RIGHT_DOWN_CAUSAL if causal_alignment == "bottom_right" else LEFT_UP_CAUSAL

@@ -14,9 +14,10 @@ from sgl_kernels.core.requires import FLOATS, Requires
 CPU = Requires(platforms=frozenset({"cpu"}), dtypes=FLOATS)
 FIRST, BEHIND = 50, -1
 FEW_ROWS = 8
-"""Of this many rows, twice as many in float32, torch's layer_norm is the faster: a call of ours costs 2 us more and
-prepares the parameters first. 0.43 to 0.80 of torch's speed at 1 and 2 rows of 768 and 3072, par at 8 (bfloat16) and
-16 (float32); AVX2, benchmarks/notes/cpu_norms.md."""
+"""Of fewer rows torch's layer_norm in half types is the faster: a call of ours costs 2 us more and prepares the
+parameters first. 0.43 to 0.80 of torch's speed at 1 and 2 rows of 768 and 3072, par at 8 (bfloat16); AVX2,
+benchmarks/notes/cpu_norms.md. In float32 torch loses digits to a large mean (5e-4 at 1e4 deviations), and no speed is
+worth that: there the floor takes the mean out first, which costs more than our call."""
 TINY = 1024
 """Below this many elements the call itself decides, and torch's layer_norm and gelu cost less to call than ours:
 0.50 to 0.90 of our time at 64 and 256 elements, par at 1,024 with AVX-512; gelu_tanh with AVX2 0.48 at 64, 0.64 at
@@ -48,8 +49,9 @@ def _unless_tiny(facts: Any, device: Device) -> int:
 
 
 def _unless_few_rows(facts: Any, device: Device) -> int:
-    few = 2 * FEW_ROWS if facts.dtype is torch.float32 else FEW_ROWS
-    return BEHIND if facts.rows < few else _unless_tiny(facts, device)
+    if facts.dtype is torch.float32:
+        return FIRST
+    return BEHIND if facts.rows < FEW_ROWS else _unless_tiny(facts, device)
 
 
 def _implementation(op: str, doc: str, rank: Rank = FIRST) -> Implementation:

@@ -84,7 +84,8 @@ def _load_attention_varlen(config: Any) -> Callable[..., Tensor]:
     ) -> Tensor:  # fmt: skip
         try:
             out: Tensor = attention(
-                q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, int(is_causal),
+                q, k, v, cu_seqlens_q, cu_seqlens_k, min(max_seqlen_q, q.shape[0]),
+                min(max_seqlen_k, k.shape[0]), int(is_causal),
                 default_scale(q, scale), window_left, window_right, softcap,
             )  # fmt: skip
         except RuntimeError as error:  # the kernel reads cu_seqlens, which the op's check does not

@@ -17,6 +17,7 @@ from sgl_kernels.backends._attention import (
     rejects,
     rejects_before_ampere,
     shape,
+    zero_outside,
 )
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
@@ -24,6 +25,7 @@ from sgl_kernels.core.device import Device
 from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.core.requires import HALF, Requires
 from sgl_kernels.core.verdict import Rejected
+from sgl_kernels.ops.attention.reference import sequences
 
 Dense = Callable[..., Any]
 
@@ -37,7 +39,8 @@ def dense_adapter(call: Callable[..., Any], with_lse: bool) -> Dense:
     ) -> Any:  # fmt: skip
         # masks were turned away, and so were top-left calls of unequal lengths: FlashAttention is bottom-right
         q, k, v = last_dim_contiguous(q, k, v)
-        found = call(q, k, v, scale, is_causal, (window_left, window_right), softcap)
+        window = (min(window_left, q.shape[1] + k.shape[1]), min(window_right, q.shape[1] + k.shape[1]))
+        found = call(q, k, v, scale, is_causal, window, softcap)
         return (found[0], found[1]) if with_lse else (found[0] if isinstance(found, tuple) else found)
 
     return run
@@ -50,11 +53,14 @@ def varlen_adapter(call: Callable[..., Any]) -> Callable[..., Tensor]:
         softcap: float,
     ) -> Tensor:  # fmt: skip
         q, k, v = last_dim_contiguous(q, k, v)
+        if cu_seqlens_q.device.type == "cpu":
+            sequences(cu_seqlens_q, cu_seqlens_k, q, k, max_seqlen_q, max_seqlen_k)
+        longest_q, longest_k = min(max_seqlen_q, q.shape[0]), min(max_seqlen_k, k.shape[0])
+        window = (min(window_left, q.shape[0] + k.shape[0]), min(window_right, q.shape[0] + k.shape[0]))
         found = call(
-            q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, is_causal,
-            (window_left, window_right), softcap,
-        )  # fmt: skip
-        return found[0] if isinstance(found, tuple) else found
+            q, k, v, cu_seqlens_q, cu_seqlens_k, longest_q, longest_k, scale, is_causal, window, softcap
+        )
+        return zero_outside(found[0] if isinstance(found, tuple) else found, cu_seqlens_q, longest_q)
 
     return run
 

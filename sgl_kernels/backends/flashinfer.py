@@ -34,6 +34,7 @@ def _prefill(with_lse: bool) -> Callable[[Any], Callable[..., Any]]:
         ) -> Any:  # fmt: skip
             # masks and right windows were turned away; causal is aligned bottom-right, as in the package
             q, k, v = last_dim_contiguous(q, k, v)
+            window_left = min(window_left, q.shape[1] + k.shape[1])
             results = [
                 single_prefill_with_kv_cache(
                     q[b], k[b], v[b], causal=is_causal, kv_layout="NHD", sm_scale=scale, window_left=window_left,

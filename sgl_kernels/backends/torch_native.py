@@ -5,23 +5,19 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sgl_kernels.backends._attention import levelled, narrowed, without_hidden
+from sgl_kernels.backends._torch_chunked import MPS_LIMIT, both, chunked, largest, may_look, watching
 from sgl_kernels.core.device import probe
 from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.ops.attention import reference
 
 _sdpa = F.scaled_dot_product_attention  # kept: integrations may replace the name in torch
-SCORE_BUDGET_BYTES = 128 << 20
-"""The math path may hold this much of fp32 scores at once; more is computed in query chunks. Four such buffers
-live at the peak: 8 heads of 6144 x 6144, 1.1 GiB of scores, grow the process by about 0.5 GiB."""
-MPS_LIMIT = 2**31
-"""A score matrix of this many elements is silently wrong on MPS (ComfyUI issue 14837)."""
 FUSED_CPU = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -80,30 +76,38 @@ def _attention(
     sk = k.shape[1]
     if q.numel() == 0 or sk == 0 or heads == 0:
         return _nothing(q, k, v)
+
+    def exactly() -> Tensor:
+        return chunked(
+            q, k, v, attn_mask, is_causal, causal_alignment, scale, window_left, window_right, softcap
+        )[0]
+
     plain_causal = is_causal and (sq == sk or causal_alignment == "top_left") and attn_mask is None
     windowed = window_left >= 0 or window_right >= 0
     if softcap > 0 or not _is_fused(q, k, v, attn_mask) or batch * heads * sq * sk >= _limit(q):
-        return _chunked(
-            q, k, v, attn_mask, is_causal, causal_alignment, scale, window_left, window_right, softcap
-        )[0]
+        return exactly()
+    on_cpu = q.device.type == "cpu"
+    grad = watching(q, k, v)
+    if on_cpu and not may_look(q, k, v, attn_mask):
+        return exactly()
     mask = attn_mask
     if windowed or (is_causal and not plain_causal):
         keep = reference.visible(sq, sk, is_causal, causal_alignment, window_left, window_right, q.device)
-        mask = keep if mask is None else _both(mask, keep)
+        mask = keep if mask is None else both(mask, keep)
         plain_causal = False
+    if on_cpu and grad and not _has_backward(q, k, v, mask, scale):
+        return exactly()
+    factor, query = scale, q
     if scale is not None and scale <= 0:  # torch scales after masking: -inf * 0 is NaN, -inf * -1 is inf
-        q, scale = (-q, -scale) if scale < 0 else (torch.zeros_like(q), None)
-    if q.device.type == "cpu":
-        out = _fused(q, k, v, _shaped(mask, q), plain_causal, scale)
-    else:
-        with _without_cudnn(q, k):
-            found = _on_device(q, k, v, _shaped(mask, q), plain_causal, scale)
-        if found is None:
-            return _chunked(
-                q, k, v, attn_mask, is_causal, causal_alignment, scale, window_left, window_right, softcap
-            )[0]
-        out = found
-    return _with_nan_rows(out, q) if q.device.type == "cpu" else out
+        query, factor = (-q, -scale) if scale < 0 else (q * 0, None)
+    if on_cpu:
+        out = _fused(query, k, v, _shaped(mask, q, grad), plain_causal, factor)
+        sound = _has_no_odd_row(out) or _is_tame(q, k, v, scale, SAFE_FORWARD)
+        return out if sound else exactly()
+    with _without_cudnn(q, k):
+        keys, values = without_hidden(k, v, attn_mask)
+        found = _on_device(query, keys, values, _shaped(mask, q, grad), plain_causal, factor)
+    return exactly() if found is None else found
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
@@ -126,22 +130,45 @@ def _on_device(
     return None
 
 
-def _with_nan_rows(out: Tensor, q: Tensor) -> Tensor:
-    """Torch's CPU kernel takes a NaN query for a row without keys and answers 0: give NaN where q has one.
+def _has_no_odd_row(out: Tensor) -> bool:
+    """Whether every row of a result is a number other than 0.
 
+    On the CPU torch answers NaN where a hidden key holds one, and zeros where every score is NaN: a NaN query is taken
+    for one without keys. Such rows are NaN or 0, and so are right ones, so an odd row is only where to look closer.
     amax carries NaN and costs 0.2 ms for 1.5 M elements, a twentieth of the attention; isnan().any(), 1.9 ms.
     """
-    bad = q.detach().amax(-1, keepdim=True).isnan()
-    if torch._C._functorch.is_batchedtensor(bad) or bool(bad.any()):
-        return torch.where(bad, float("nan"), out)
-    return out
+    return bool((out.detach().amax(-1).abs() > 0).all())
+
+
+SAFE_FORWARD, SAFE_BACKWARD = 1e30, 2.0**14
+"""Scores up to here leave torch's kernel exact. It adds masks of finfo.min to them, and its backward computes weights
+as exp(score - lse): where |score| swallows log(Sk) those of a row add up to Sk, and at 2^14 they err by 1e-3."""
+
+
+def _is_tame(q: Tensor, k: Tensor, v: Tensor, scale: float | None, limit: float) -> bool:
+    """Whether all of q, k and v is finite and no score can reach `limit`: its bound is the product of two lengths."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    longest = [float(torch.linalg.vector_norm(t.detach(), dim=-1, dtype=wide).amax()) for t in (q, k)]
+    factor = q.shape[-1] ** -0.5 if scale is None else abs(scale)
+    return longest[0] * longest[1] * max(factor, 1e-30) < limit and largest(v) < float("inf")
+
+
+def _has_backward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> bool:
+    """Whether torch's CPU kernel gives the gradient. It has no second one, and float64 is for checking gradients."""
+    if q.dtype is torch.float64 or not _is_tame(q, k, v, scale, SAFE_BACKWARD):
+        return False
+    if mask is None or mask.dtype is torch.bool:
+        return True
+    peak = mask.detach().amax(-1)
+    return bool(((peak.abs() < SAFE_BACKWARD) | (peak == -float("inf"))).all())
 
 
 def _nothing(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Zeros that still hang on the inputs, so that a gradient exists (and is zero)."""
+    """Zeros that still hang on the inputs, so that a gradient exists (and is zero, also where an input is NaN)."""
     out = q.new_zeros((*q.shape[:-1], v.shape[-1]))
-    if q.requires_grad or k.requires_grad or v.requires_grad:
-        out = out + 0 * (q.sum() + k.sum() + v.sum())
+    if torch.is_grad_enabled():
+        total = q.sum() + k.sum() + v.sum()
+        out = out + total.masked_fill(torch.ones_like(total, dtype=torch.bool), 0.0)
     return out
 
 
@@ -149,19 +176,15 @@ def _limit(q: Tensor) -> int:
     return MPS_LIMIT if q.device.type == "mps" else 2**62
 
 
-def _both(mask: Tensor, keep: Tensor | None) -> Tensor:
-    if keep is None:
-        return mask
-    return mask & keep if mask.dtype is torch.bool else mask.masked_fill(~keep, float("-inf"))
-
-
-def _shaped(mask: Tensor | None, q: Tensor) -> Tensor | None:
+def _shaped(mask: Tensor | None, q: Tensor, grad: bool) -> Tensor | None:
     """A mask as SDPA takes it: bool, or a float of the query's dtype (fp32 also on the CPU)."""
-    if mask is None or mask.dtype in (torch.bool, q.dtype):
+    if mask is None or mask.dtype is torch.bool:
         return mask
     if q.device.type == "cpu" and mask.dtype is torch.float32 and q.dtype is not torch.float64:
         return mask
-    return mask.to(q.dtype)
+    if grad and q.device.type != "cpu":  # as SAFE_BACKWARD says, and nobody may look here
+        mask = levelled(mask)
+    return narrowed(mask, q.dtype)
 
 
 def _attention_lse(*args: Any) -> tuple[Tensor, Tensor]:
@@ -170,85 +193,23 @@ def _attention_lse(*args: Any) -> tuple[Tensor, Tensor]:
         return _nothing(q, k, v), q.new_full(
             (q.shape[0], q.shape[2], q.shape[1]), float("-inf"), dtype=torch.float32
         )
-    out, lse = _chunked(*args)
+    out, lse = chunked(*args)
     return out, lse.float()
-
-
-def _chunked(
-    q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool, causal_alignment: str,
-    scale: float | None, window_left: int, window_right: int, softcap: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Exact attention in query chunks of bounded memory, GQA without copies; (out, lse).
-
-    Softmax runs over whole rows, so chunking the queries changes no result.
-    """
-    batch, sq, heads, dim = q.shape
-    sk, kv_heads = k.shape[1:3]
-    wide = torch.promote_types(q.dtype, torch.float32)
-    rows = max(1, min(sq, _chunk_bytes(q) // max(1, batch * heads * sk * wide.itemsize)))
-    factor = dim**-0.5 if scale is None else scale
-    group = heads // kv_heads
-    # (B, Hk, G, S, D): a key head serves its G query heads by broadcasting
-    kt = k.to(wide).permute(0, 2, 3, 1)[:, :, None]
-    vh = v.to(wide).transpose(1, 2)[:, :, None]
-    mask = attn_mask
-    if mask is not None:
-        mask = mask.expand(batch, heads, sq, sk).unflatten(1, (kv_heads, group))
-    outs, lses = [], []
-    for start in range(0, sq, rows):
-        stop = min(sq, start + rows)
-        qc = (q[:, start:stop].to(wide) * factor).transpose(1, 2).unflatten(1, (kv_heads, group))
-        scores = qc @ kt
-        if softcap > 0:
-            scores = softcap * torch.tanh(scores / softcap)
-        if mask is not None:
-            part = mask[:, :, :, start:stop]
-            scores = (
-                scores.masked_fill(~part, float("-inf"))
-                if part.dtype is torch.bool
-                else scores + part.to(wide)
-            )
-        keep = reference.visible(
-            sq, sk, is_causal, causal_alignment, window_left, window_right, q.device, start, stop
-        )
-        if keep is not None:
-            scores = scores.masked_fill(~keep, float("-inf"))
-        lse = torch.logsumexp(scores, -1)
-        empty = lse == float("-inf")
-        weights = torch.exp(scores - lse.masked_fill(empty, 0.0)[..., None])
-        out = weights @ vh
-        outs.append(out.flatten(1, 2).transpose(1, 2).to(q.dtype))
-        lses.append(lse.flatten(1, 2))
-    return torch.cat(outs, 1), torch.cat(lses, 2)
-
-
-def _chunk_bytes(q: Tensor) -> int:
-    return min(SCORE_BUDGET_BYTES, (MPS_LIMIT - 1) * 2) if q.device.type == "mps" else SCORE_BUDGET_BYTES
 
 
 def _attention_varlen(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_seqlen_q: int,
     max_seqlen_k: int, is_causal: bool, scale: float | None, window_left: int, window_right: int, softcap: float,
 ) -> Tensor:  # fmt: skip
-    starts_q, starts_k = _starts("cu_seqlens_q", cu_seqlens_q, q), _starts("cu_seqlens_k", cu_seqlens_k, k)
+    spans, end = reference.sequences(cu_seqlens_q, cu_seqlens_k, q, k, max_seqlen_q, max_seqlen_k)
     outs = [
         _attention(
             q[None, a:b], k[None, c:d], v[None, c:d], None, is_causal, "bottom_right", scale, window_left,
             window_right, softcap,
         )[0]
-        for a, b, c, d in zip(starts_q, starts_q[1:], starts_k, starts_k[1:], strict=False)
+        for a, b, c, d in spans
     ]  # fmt: skip
-    return torch.cat(outs) if outs else q.new_zeros((*q.shape[:-1], v.shape[-1]))
-
-
-def _starts(name: str, cu_seqlens: Tensor, packed: Tensor) -> list[int]:
-    """The prefix sums, checked. Reading them waits for the device, which is why only the floor does it."""
-    starts: list[int] = cu_seqlens.tolist()
-    if starts[0] != 0 or starts[-1] != packed.shape[0] or any(b < a for a, b in pairwise(starts)):
-        raise ValueError(
-            f"attention_varlen: {name} is {starts}, expected prefix sums from 0 to {packed.shape[0]} that never fall"
-        )
-    return starts
+    return torch.cat([*outs, _nothing(q[end:], k[:0], v[:0])])
 
 
 def _loader(run: Callable[..., Any]) -> Callable[[Any], Callable[..., Any]]:

@@ -9,7 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgl_kernels.backends._attention import expanded_mask, rejects, rejects_before_ampere
+from sgl_kernels.backends._attention import (
+    expanded_mask,
+    narrowed,
+    rejects,
+    rejects_before_ampere,
+    without_hidden,
+)
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
 from sgl_kernels.core.device import Device
@@ -32,9 +38,10 @@ def _pinned(kernel: str) -> Callable[[Any], Callable[..., Tensor]]:
         ) -> Tensor:  # fmt: skip
             # windows and softcap are turned away; causal_alignment is: torch aligns top-left, and a
             # bottom-right call of unequal lengths was turned away too
+            k, v = without_hidden(k, v, attn_mask)
             mask = expanded_mask(attn_mask, q, k)
             if mask is not None and mask.dtype not in (torch.bool, q.dtype):
-                mask = mask.to(q.dtype)
+                mask = narrowed(mask, q.dtype)
             with sdpa_kernel(choice):
                 out = _sdpa(
                     q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, is_causal=is_causal,
@@ -56,9 +63,11 @@ def _load_flex(config: Any) -> Callable[..., Tensor]:
         q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None, is_causal: bool, causal_alignment: str,
         scale: float | None, window_left: int, window_right: int, softcap: float,
     ) -> Tensor:  # fmt: skip
+        k, v = without_hidden(k, v, attn_mask)
         offset = k.shape[1] - q.shape[1]
         causal_shift = offset if causal_alignment == "bottom_right" else 0
         mask = expanded_mask(attn_mask, q, k)
+        left, right = (min(side, q.shape[1] + k.shape[1]) for side in (window_left, window_right))
 
         def score_mod(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
             if softcap > 0:
@@ -70,10 +79,10 @@ def _load_flex(config: Any) -> Callable[..., Tensor]:
                 )
             if is_causal:
                 score = torch.where(j <= i + causal_shift, score, -float("inf"))
-            if window_left >= 0:
-                score = torch.where(j >= i + offset - window_left, score, -float("inf"))
-            if window_right >= 0:
-                score = torch.where(j <= i + offset + window_right, score, -float("inf"))
+            if left >= 0:
+                score = torch.where(j >= i + offset - left, score, -float("inf"))
+            if right >= 0:
+                score = torch.where(j <= i + offset + right, score, -float("inf"))
             return score
 
         out = compiled(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sgl_kernels.backends._torch_chunked import may_look
 from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.ops._modulation import aligned
 from sgl_kernels.ops.activation import reference as activation
@@ -25,6 +26,32 @@ def _like(t: Tensor | None, x: Tensor) -> Tensor | None:
     return None if t is None else t.to(x.dtype)
 
 
+def _centred(x: Tensor, dims: int | tuple[int, ...] = -1) -> Tensor:
+    """float32 `x` without its mean, where torch's layer and group norm lose digits to a large one.
+
+    They compute x * rstd - mean * rstd: 6e-3 off at a mean of 1e5 deviations. The norm does not see a shift, so the
+    mean is a constant to the gradient. Half types cannot hold a mean large enough to matter: their own steps are wider.
+    """
+    return x - x.detach().mean(dims, keepdim=True)
+
+
+FAR = 8.0
+"""A mean of so many deviations costs torch's layer norm less than one bit of float32 more than rounding does."""
+
+
+def _layer(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, exact: bool) -> Tensor:
+    """torch's layer norm; `exact` where x came in float32."""
+    if not exact or x.device.type == "cuda" or x.numel() == 0:  # CUDA's kernel subtracts before it multiplies
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+    if may_look(
+        x, weight, bias
+    ):  # statistics come with the result: two passes over x saved, for three over the rows
+        out, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
+        if float((mean * rstd).detach().abs().amax()) < FAR:
+            return out
+    return F.layer_norm(_centred(x), x.shape[-1:], weight, bias, eps)
+
+
 def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> Tensor:
     if weight_offset == 0 and (weight is None or weight.dtype is x.dtype):
         return F.rms_norm(x, x.shape[-1:], weight, eps)
@@ -35,9 +62,9 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float
 
 def _layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     if all(t is None or t.dtype is x.dtype for t in (weight, bias)):
-        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+        return _layer(x, weight, bias, eps, x.dtype is torch.float32)
     wide = _wide(x)
-    return F.layer_norm(wide, x.shape[-1:], _like(weight, wide), _like(bias, wide), eps).to(x.dtype)
+    return _layer(wide, _like(weight, wide), _like(bias, wide), eps, x.dtype is torch.float32).to(x.dtype)
 
 
 def _group_norm(
@@ -48,6 +75,9 @@ def _group_norm(
     if x.numel() == x.shape[1] * x.shape[0]:  # torch refuses one value per channel; the formula does not
         return norm.group_norm(x, num_groups, weight, bias, eps, activation)
     wide = x if all(t is None or t.dtype is x.dtype for t in (weight, bias)) else _wide(x)
+    if x.dtype is torch.float32:
+        groups = wide.unflatten(1, (num_groups, -1))
+        wide = _centred(groups, tuple(range(2, groups.ndim))).flatten(1, 2)
     y = F.group_norm(wide, num_groups, _like(weight, wide), _like(bias, wide), eps)
     return _laid_out_like((F.silu(y) if activation == "silu" else y).to(x.dtype), x)
 
@@ -67,7 +97,7 @@ def _norm_scale_shift(
         y = F.rms_norm(wide, x.shape[-1:], _like(weight, wide), eps)
         y = y if bias is None else y + bias.to(y.dtype)
     else:
-        y = F.layer_norm(wide, x.shape[-1:], _like(weight, wide), _like(bias, wide), eps)
+        y = _layer(wide, _like(weight, wide), _like(bias, wide), eps, x.dtype is torch.float32)
     if scale is not None:
         y = y * (1 + aligned(scale, x).to(y.dtype))
     if shift is not None:

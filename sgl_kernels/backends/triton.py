@@ -14,6 +14,7 @@ from sgl_kernels.core.packages import VersionOf
 from sgl_kernels.core.requires import FLOATS, HALF, Requires
 from sgl_kernels.core.verdict import Reason, Rejected
 from sgl_kernels.kernels.triton import configs
+from sgl_kernels.ops.attention.reference import sequences
 
 INTERPRETER_VARIABLE = "TRITON_INTERPRET"
 MIN_TRITON = (3, 4)  # older ones fail in the interpreter on bounds that are tensors, and know no sm_120
@@ -156,6 +157,8 @@ def _load_attention_varlen(config: Any) -> Callable[..., Any]:
     def run(
         q, k, v, cu_q, cu_k, max_seqlen_q, max_seqlen_k, is_causal, scale, window_left, window_right, softcap
     ):
+        if cu_q.device.type == "cpu":  # in the interpreter; on a device nobody waits for the lengths
+            sequences(cu_q, cu_k, q, k, max_seqlen_q, max_seqlen_k)
         return attend(
             q, k, v, cu_q, cu_k, max_seqlen_q, max_seqlen_k, is_causal=is_causal, scale=scale,
             window_left=window_left, window_right=window_right, softcap=softcap, config=config,

@@ -13,7 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgl_kernels.backends._attention import expanded_mask, feature, last_dim_contiguous, rejects, shape
+from sgl_kernels.backends._attention import (
+    expanded_mask,
+    feature,
+    last_dim_contiguous,
+    narrowed,
+    rejects,
+    shape,
+    without_hidden,
+)
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
 from sgl_kernels.core.device import Device
@@ -28,7 +36,7 @@ def _aligned_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     bias = torch.zeros(batch, heads, sq, -(-sk // 8) * 8, dtype=dtype, device=mask.device)[..., :sk]
     if mask.dtype is torch.bool:
         return bias.masked_fill_(~mask, float("-inf"))
-    return bias.copy_(mask)
+    return bias.copy_(narrowed(mask, dtype))
 
 
 def _load(config: Any) -> Callable[..., Tensor]:
@@ -42,6 +50,7 @@ def _load(config: Any) -> Callable[..., Tensor]:
         # windows and softcap were turned away, and so was a mask together with causal
         q, k, v = last_dim_contiguous(q, k, v)
         if attn_mask is not None:
+            k, v = without_hidden(k, v, attn_mask)
             bias = _aligned_bias(expanded_mask(attn_mask, q, k), q.dtype)
             out = memory_efficient_attention(q, k, v, attn_bias=bias, p=0.0, scale=scale)
             seen = (

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgl_kernels.backends._attention import feature, rejects
+from sgl_kernels.backends._attention import feature, rejects, without_hidden
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
 from sgl_kernels.core.device import Device
@@ -46,7 +46,8 @@ def _load(config: Any) -> Callable[..., Tensor]:
     ) -> Tensor:  # fmt: skip
         # windows, softcap, bottom-right calls of unequal lengths and a mask with causal were turned away
         if scale is not None and scale <= 0:  # it scales after masking: -inf * 0 is NaN, -inf * -1 is inf
-            q, scale = (-q, -scale) if scale < 0 else (torch.zeros_like(q), None)
+            q, scale = (-q, -scale) if scale < 0 else (q * 0, None)
+        k, v = without_hidden(k, v, attn_mask)
         out: Tensor = sdpa(
             q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), 0.0, is_causal,
             attn_mask=_additive(attn_mask, q), scale=scale,

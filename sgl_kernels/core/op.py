@@ -145,7 +145,7 @@ class Op:
     family: str = ""
     doc: str = ""
     lossy_tolerance: float = 0.1  # relative L2 a LOSSY implementation may err by on a test case
-    sampled: Callable[[Any, tuple[Any, ...], int], tuple[Tensor, Tensor]] | None = (
+    sampled: Callable[[Any, tuple[Any, ...], int], tuple[Tensor, Tensor, Tensor]] | None = (
         None  # (result, arguments, turn) -> some rows of the result, and the exact ones; see core/guard.py
     )
     in_place: Callable[..., tuple[tuple[tuple[str, Tensor], ...], ...]] | None = (

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from sgl_kernels.backends import torch_native
+from sgl_kernels.backends import _torch_chunked, torch_native
 
 PEAK = """
 import resource, sys, torch
@@ -37,15 +37,15 @@ def test_chunks_change_nothing(budget, monkeypatch):
     q, k, v = torch.randn(2, 37, 4, 16), torch.randn(2, 50, 2, 16), torch.randn(2, 50, 2, 24)
     mask = torch.rand(2, 1, 37, 50) < 0.8
     args = (q, k, v, mask, True, "bottom_right", None, 9, -1, 3.0)
-    want = torch_native._chunked(*args)
-    monkeypatch.setattr(torch_native, "SCORE_BUDGET_BYTES", budget)
-    for got, expected in zip(torch_native._chunked(*args), want, strict=True):
+    want = torch_native.chunked(*args)
+    monkeypatch.setattr(_torch_chunked, "SCORE_BUDGET_BYTES", budget)
+    for got, expected in zip(torch_native.chunked(*args), want, strict=True):
         torch.testing.assert_close(got, expected)
 
 
 def test_mps_goes_in_chunks_below_two_to_the_31_elements(monkeypatch):
     asked = []
-    monkeypatch.setattr(torch_native, "_chunked", lambda *a: (asked.append(a), (a[0], None))[1])
+    monkeypatch.setattr(torch_native, "chunked", lambda *a: (asked.append(a), (a[0], None))[1])
     monkeypatch.setattr(torch_native, "_limit", lambda q: torch_native.MPS_LIMIT)
     monkeypatch.setattr(torch_native, "_is_fused", lambda *a: True)
     q = torch.empty(1, 40000, 2, 8)
@@ -80,7 +80,7 @@ def test_grouped_heads_with_a_mask_stay_off_the_unfused_path(monkeypatch):
     mask = torch.rand(1, 1, 8, 8) < 0.9
     got = torch_native._on_device(q, k, k, mask, False, None)
     torch.testing.assert_close(
-        got, torch_native._chunked(q, k, k, mask, False, "top_left", None, -1, -1, 0.0)[0]
+        got, torch_native.chunked(q, k, k, mask, False, "top_left", None, -1, -1, 0.0)[0]
     )
     assert asked == [(1, 2, 8, 16), (1, 4, 8, 16)]
 

@@ -30,6 +30,7 @@ class _Shape:
     seq_k: int
     cu_q: torch.Tensor | None = None
     cu_k: torch.Tensor | None = None
+    tokens: int = 0
 
 
 def attention(
@@ -97,13 +98,16 @@ def attention_varlen(
     softcap: float,
     config: AttentionConfig,
 ) -> torch.Tensor:
-    """Packed sequences, THD: causal and window align each sequence at its own bottom right."""
+    """Packed sequences, THD: causal and window align each sequence at its own bottom right.
+
+    Rows behind the last sequence, and those a too small max_seqlen_q leaves without a program, are zero.
+    """
     tokens, heads, head_dim = q.shape
     out = torch.empty((tokens, heads, v.shape[-1]), dtype=q.dtype, device=q.device)
     scale = head_dim**-0.5 if scale is None else scale
     shape = _Shape(
-        cu_seqlens_q.numel() - 1, heads, k.shape[1], max_seqlen_q, max_seqlen_k,
-        cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous(),
+        cu_seqlens_q.numel(), heads, k.shape[1], min(max_seqlen_q, tokens), min(max_seqlen_k, k.shape[0]),
+        cu_seqlens_q.contiguous(), cu_seqlens_k.contiguous(), tokens,
     )  # fmt: skip
     packed = (t.unsqueeze(0) for t in (q, k, v, out))
     q, k, v, destination = packed
@@ -160,14 +164,17 @@ def _launch(
     factor = abs(scale) / softcap if softcap else abs(scale) * unit
     placeholder = q
     q_scale, k_scale = int8_scales or (placeholder, placeholder)
-    blocks = triton.cdiv(shape.seq_q, config.block_m)
+    blocks = max(1, triton.cdiv(shape.seq_q, config.block_m))
+    # A reach of Sq + Sk is unlimited: clamped before it becomes a 32-bit number and meets positions.
+    reach = max(shape.tokens, shape.seq_q) + k.shape[1]
+    window_left, window_right = min(window_left, reach), min(window_right, reach)
     attention_kernel[(blocks * shape.heads * shape.batch,)](
         q, k, v, placeholder if attn_mask is None else attn_mask, out, out if lse is None else lse,
         placeholder if shape.cu_q is None else shape.cu_q, placeholder if shape.cu_k is None else shape.cu_k,
         q_scale, k_scale,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *mask_strides,
-        shape.heads, shape.heads // shape.kv_heads, shape.seq_q, shape.seq_k, window_left, window_right,
-        factor, softcap * unit,
+        shape.heads, shape.heads // shape.kv_heads, shape.seq_q, shape.seq_k, shape.tokens, window_left,
+        window_right, factor, softcap * unit,
         D=head_dim, DV=head_dim_v,
         BLOCK_D=max(32 if int8_scales else 16, triton.next_power_of_2(head_dim)),
         BLOCK_DV=max(16, triton.next_power_of_2(head_dim_v)),

@@ -83,6 +83,11 @@ def attention_int8(
     config: AttentionConfig,
 ) -> torch.Tensor:
     """Dense attention on BSHD tensors with int8 scores; `v` keeps its 16-bit type. Never writes to q, k or v."""
+    if attn_mask is not None or is_causal or window_left >= 0 or window_right >= 0:
+        # A key that is not finite would spoil the mean and the scale of its block for every row. Bytes cannot carry
+        # it, so its value does: the kernel keeps that from rows that do not see the key.
+        bad = ~k.isfinite().all(-1, keepdim=True)
+        k, v = k.masked_fill(bad, 0.0), v.masked_fill(bad, float("nan"))
     mean = k.mean(dim=1, dtype=torch.float32).contiguous() if k.shape[1] else None
     q8, q_scale = _quantize(q, None, 32, True)
     k8, k_scale = _quantize(k, mean, config.block_n, False)

@@ -14,6 +14,7 @@ from .common import LN2, LOG2E, narrow, tanh
 
 NO_MASK, BOOL_MASK, FLOAT_MASK = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 BOTTOM_RIGHT, TOP_LEFT = tl.constexpr(1), tl.constexpr(2)
+LOWEST = tl.constexpr(-3.4028234663852886e38)
 
 
 @triton.jit
@@ -43,6 +44,9 @@ def _attend(
     Scores and `peak` are in units of log2, so the weights are exp2 of one fused multiply-add. Float masks keep natural
     units: torch.finfo(float32).min, a common "hidden", would overflow to -inf when multiplied by log2(e) and turn
     an evenly hidden row (uniform weights) into an empty one.
+
+    A weight of 0 times NaN is NaN, so where some row may not see a key, values that are not finite become 0 and the
+    scores of their keys NaN: what is hidden reaches no row, and what is seen still makes a row NaN.
     """
     cols = tl.arange(0, BLOCK_N)
     dims = tl.arange(0, BLOCK_D)
@@ -69,6 +73,11 @@ def _attend(
         else:
             raw = tl.dot(q, k, input_precision=FP32_DOT)
 
+        v = _load(v_head + v_offsets, exists[:, None], dims_v[None, :] < DV, EDGE, BLOCK_DV != DV)
+        if MASK != NO_MASK or EDGE:
+            finite = tl.abs(v.to(tl.float32)) < float("inf")
+            v = tl.where(finite, v, tl.zeros_like(v))
+            raw = tl.where((tl.min(finite.to(tl.int32), 1) == 0)[None, :], float("nan"), raw)
         if MASK == NO_MASK and not SOFTCAP and not EDGE:
             # factor >= 0 (the launcher moves a sign into q), so the maximum commutes with it.
             ahead = tl.maximum(peak, tl.max(raw, 1) * factor)
@@ -80,7 +89,10 @@ def _attend(
                 scores = softcap * tanh(scores)
             if MASK == FLOAT_MASK:
                 bias = _load(mask_head + mask_offsets, rows[:, None] < seq_q, exists[None, :], True, EDGE)
-                scores += bias.to(tl.float32)
+                bias = bias.to(tl.float32)
+                scores += bias
+                scores = tl.where(scores < LOWEST, LOWEST, scores)  # a sum below the type is low, not hidden
+                scores = tl.where(bias == float("-inf"), float("-inf"), scores)
             if MASK == BOOL_MASK:
                 seen = _load(mask_head + mask_offsets, rows[:, None] < seq_q, exists[None, :], True, EDGE)
                 scores = tl.where(seen != 0, scores, float("-inf"))
@@ -100,7 +112,6 @@ def _attend(
         keep = tl.exp2((peak - level) * LOG2E) if MASK == FLOAT_MASK else tl.exp2(peak - level)
         total = total * keep + tl.sum(weights, 1)
         acc = acc * keep[:, None]
-        v = _load(v_head + v_offsets, exists[:, None], dims_v[None, :] < DV, EDGE, BLOCK_DV != DV)
         if UPCAST:
             acc = tl.dot(weights, v.to(tl.float32), acc)
         else:
@@ -118,15 +129,19 @@ def attention_kernel(
     Q, K, V, MASK_PTR, OUT, LSE, CU_Q, CU_K, Q_SCALE, K_SCALE,
     stride_qb, stride_qm, stride_qh, stride_kb, stride_kn, stride_kh, stride_vb, stride_vn, stride_vh,
     stride_ob, stride_om, stride_oh, stride_mb, stride_mh, stride_mm, stride_mn,
-    heads, group, max_seq_q, max_seq_k, left, right, factor, softcap,
+    heads, group, max_seq_q, max_seq_k, tokens, left, right, factor, softcap,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
     MASK: tl.constexpr, SOFTCAP: tl.constexpr, NEGATE: tl.constexpr, VARLEN: tl.constexpr, WRITE_LSE: tl.constexpr,
     INT8: tl.constexpr, FP32_DOT: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_M queries of one head of one sequence. Grid: blocks of a head first, so they share K, V."""
+    """One program: BLOCK_M queries of one head of one sequence. Grid: blocks of a head first, so they share K, V.
+
+    Packed sequences have one more, without keys: the tokens behind the last. Rows of it, and rows beyond the longest
+    length that was promised, which has no programs for them, are zeros, shared out among the programs there are.
+    """
     pid = tl.program_id(0)
-    blocks = tl.cdiv(max_seq_q, BLOCK_M)
+    blocks = tl.maximum(tl.cdiv(max_seq_q, BLOCK_M), 1)
     block = pid % blocks
     if CAUSAL:  # the longest rows first: the short ones fill the tail of the launch
         block = blocks - 1 - block
@@ -135,14 +150,29 @@ def attention_kernel(
     seq_q, seq_k = max_seq_q, max_seq_k
     q_first, k_first = batch * stride_qb, batch * stride_kb
     v_first, o_first = batch * stride_vb, batch * stride_ob
+    computed = seq_q
     if VARLEN:
+        sequences = tl.num_programs(0) // (blocks * heads) - 1
+        behind = batch == sequences
         begin_q, begin_k = tl.load(CU_Q + batch).to(tl.int64), tl.load(CU_K + batch).to(tl.int64)
-        seq_q = (tl.load(CU_Q + batch + 1) - begin_q).to(tl.int32)
-        seq_k = (tl.load(CU_K + batch + 1) - begin_k).to(tl.int32)
+        end_q = tl.load(CU_Q + batch + 1, mask=batch < sequences, other=0).to(tl.int64)
+        end_k = tl.load(CU_K + batch + 1, mask=batch < sequences, other=0).to(tl.int64)
+        seq_q = (tl.where(behind, tokens, end_q) - begin_q).to(tl.int32)
+        seq_k = tl.where(behind, 0, end_k - begin_k).to(tl.int32)
+        computed = tl.where(behind, 0, seq_q)
         q_first, o_first = begin_q * stride_qm, begin_q * stride_om
         k_first, v_first = begin_k * stride_kn, begin_k * stride_vn
     row = block * BLOCK_M
-    if row < seq_q:
+    if VARLEN:
+        lanes_v, width = tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_DV)
+        place = OUT + o_first + tl.cast(head, tl.int64) * stride_oh + width[None, :]
+        nothing = tl.zeros((BLOCK_M, BLOCK_DV), OUT.dtype.element_ty)
+        step = blocks * BLOCK_M
+        for first in range(tl.where(behind, row, row + step), seq_q, step):
+            spare = first + lanes_v
+            inside = (spare < seq_q)[:, None] & (width < DV)[None, :]
+            tl.store(place + spare.to(tl.int64)[:, None] * stride_om, nothing, mask=inside)
+    if row < computed:
         row64, head64, kv_head = (
             tl.cast(row, tl.int64),
             tl.cast(head, tl.int64),
