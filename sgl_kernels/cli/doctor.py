@@ -29,11 +29,10 @@ def doctor(
 
     Exit code 1 when something is broken; a package that is merely absent breaks nothing.
     """
-    from sgl_kernels.core.device import parse_device
     from sgl_kernels.tools.doctor import examine
 
-    _common.at_least("--timeout", timeout, 1)
-    where = parse_device(device) if device is not None else None
+    _common.within("--timeout", timeout, 1, 86400)
+    where = _common.machine("--device", device) if device is not None else None
     diagnosis = examine(device=where, probe_vendors=probe, timeout_s=timeout)
     if as_json:
         _common.emit_json(diagnosis.to_dict())

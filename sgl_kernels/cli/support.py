@@ -39,10 +39,9 @@ def support_matrix(
     from sgl_kernels.tools.report import rich_table
 
     where = _common.torch_device("--device", device)
-    if not out.parent.is_dir():
-        raise typer.BadParameter(
-            f"--out is '{out}', and {out.parent} is no directory; create it, or go to the checkout"
-        )
+    _common.target_file("--out", out)
+    if evidence_from is not None and check:
+        raise typer.BadParameter("--evidence is read when the page is written; leave --check out, or it")
     evidence_file = out.with_suffix(".json")
     problems: list[str] = []
     if check:
@@ -64,7 +63,7 @@ def support_matrix(
         if RESULTS.is_dir():
             evidence = [e for e in evidence if e.proof != "compiled"] + matrix.compiled(RESULTS, registry)
         matrix.save_evidence(evidence_file, evidence)
-        out.write_text(matrix.render(registry, evidence), encoding="utf-8")
+        _common.write("--out", out, matrix.render(registry, evidence))
     table = matrix.grid(registry, evidence)
     if as_json:
         _common.emit_json(
@@ -73,7 +72,7 @@ def support_matrix(
     elif not check:
         console = _common.console()
         console.print(rich_table(table))
-        console.print(f"written: {out}, {evidence_file}")
+        typer.echo(f"written: {out}, {evidence_file}")
     for problem in problems:
         _common.complain(problem)
     if problems:
