@@ -26,7 +26,7 @@ def check(
     from sgl_kernels.core.configfile import find_file, load_file
     from sgl_kernels.core.errors import ConfigError
     from sgl_kernels.core.registry import registry
-    from sgl_kernels.core.settings import load_settings, settle
+    from sgl_kernels.core.settings import check_files, load_settings, settle
 
     problem = ""
     found = str(file)
@@ -34,7 +34,7 @@ def check(
     try:
         found = find_file(str(file), load_settings({}).config_root)
         layer = load_file(found, registry.backends)
-        settle(("configuration file", layer), known_backends=registry.backends)
+        check_files(settle(("configuration file", layer), known_backends=registry.backends))
         keys = len(layer)
     except ConfigError as error:
         problem = str(error).replace("SGLANG_DIFFUSION_ATTENTION_CONFIG is", "FILE is", 1)

@@ -54,7 +54,7 @@ def _print(diagnosis: Any) -> None:
     if diagnosis.target != diagnosis.devices[0]:
         console.print(f"[bold]asked about[/bold] {escape(diagnosis.target)}")
     rows = []
-    for finding in (diagnosis.extension, *diagnosis.backends):
+    for finding in (diagnosis.extension, diagnosis.key_module, *diagnosis.backends):
         tone, word = SIGNS.get(finding.status, ("muted", finding.status))
         ops = f"{len(finding.ops)}" if finding.ops else ""
         rows.append((finding.name, Mark(word, tone), ops, finding.detail or finding.doc, finding.fix))
@@ -69,5 +69,7 @@ def _print(diagnosis: Any) -> None:
         )
     for problem in diagnosis.problems:
         console.print(f"[bold red]settings[/bold red] {escape(problem)}")
+    if diagnosis.extension.status == "absent":
+        console.print(f"[yellow]no C++ extension[/yellow] {escape(diagnosis.extension.detail)}")
     if diagnosis.is_healthy:
         console.print("[green]Nothing is broken.[/green]")
