@@ -36,6 +36,9 @@ from sgl_kernels.core.registry import Registry, registry
 from sgl_kernels.core.requires import FLOATS
 from sgl_kernels.core.settings import check_files, load_settings
 from sgl_kernels.core.verdict import Reason, Rejected
+from sgl_kernels.kernels.cpu import loader
+from sgl_kernels.kernels.cpu.loader import LIBRARY_VARIABLE
+from sgl_kernels.ops import _fingerprint as keys
 from sgl_kernels.tools.doctor_probe import Outcome, probe_backends
 from sgl_kernels.tools.inventory import backend_doc
 
@@ -150,8 +153,6 @@ def devices() -> list[str]:
 
 def extension() -> Finding:
     """Our C++ extension: built, at which instruction set, or the command that builds it."""
-    from sgl_kernels.kernels.cpu import loader
-
     reason = loader.load()
     if reason is None:
         level = str(torch.ops.sgl_kernels_cpu.isa_level())
@@ -165,9 +166,6 @@ def extension() -> Finding:
 
 def key_module() -> Finding:
     """The C++ module that tells calls apart, or what calls cost without it."""
-    from sgl_kernels.kernels.cpu import loader
-    from sgl_kernels.ops import _fingerprint as keys
-
     if keys.fingerprint is not keys.through_attributes:
         return Finding("C++ keys", "ready", "calls are told apart in C++")
     built = next(iter(PACKAGE.glob("_key.*so")), None)
@@ -180,6 +178,8 @@ def key_module() -> Finding:
 
 def extension_fix() -> str:
     """What builds the extension: the command, with the sources this package came from where they are still there."""
+    if os.environ.get(LIBRARY_VARIABLE):
+        return f"unset {LIBRARY_VARIABLE}, or name a library that works"
     install = f"{_python()} -m pip install --no-deps --force-reinstall --no-cache-dir"
     compiler = shlex.split(os.environ.get("CXX", "g++"))[:1]
     needs = (
