@@ -47,8 +47,9 @@ def _doctor(as_json: bool, problems: list[str]) -> int:
         **{name: _needs.version_of(name) or "missing" for name in _needs.PACKAGES},
     }
     if as_json:
-        finding = {"name": "C++ extension", "status": "absent", "detail": "not looked at", "fix": ""}
-        data = {"versions": versions, "devices": [], "target": "", "extension": finding, "backends": []}
+        blank = {"status": "absent", "detail": "not looked at", "fix": "", "ops": [], "doc": ""}
+        data: dict[str, object] = {"versions": versions, "devices": [], "target": "", "backends": []}
+        data |= {"extension": {"name": "C++ extension", **blank}, "key_module": {"name": "C++ keys", **blank}}
         print(
             json.dumps({**data, "plugins": [], "problems": [*problems, *others], "healthy": False}, indent=2)
         )

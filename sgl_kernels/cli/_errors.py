@@ -13,7 +13,7 @@ from sgl_kernels.cli import _streams
 from sgl_kernels.core.errors import ConfigError, UnsupportedError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-LONGEST = 800  # of a message: a value of a million letters is not printed back
+LONGEST = 2000  # of a message: a value of a million letters is not printed back
 EXPECTED = (ConfigError, UnsupportedError, ValueError, TypeError, OSError, ImportError)
 
 
@@ -55,6 +55,9 @@ class Command(typer.core.TyperCommand):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.message = shortened(self._named(ctx, error.message))
+            raise
         except Exception as error:
             if _debug(ctx) or not _is_ours(error):
                 raise
@@ -71,22 +74,23 @@ class Command(typer.core.TyperCommand):
         text = str(error).strip() or type(error).__name__
         if isinstance(error, OSError) and error.strerror:
             text = f"{error.strerror}: {str(error.filename)!r}" if error.filename else error.strerror
-        option = self._blamed(ctx, text)
-        text = f"{option}: {text}" if option else text
+        text = self._named(ctx, text)
         if not isinstance(error, EXPECTED):
             text = f"{type(error).__name__}: {text} (unexpected: `sgl-kernels --debug` shows where)"
         return text
 
-    def _blamed(self, ctx: Any, text: str) -> str:
-        """The option whose value an error repeats, where the error names none itself."""
+    def _named(self, ctx: Any, text: str) -> str:
+        """An error that names no option begins with the one whose value it repeats; the longest value, if several."""
         if any(label(param) in text for param in self.params):
-            return ""
+            return text
+        found = ""
+        repeated = ""
         for param in self.params:
             value = ctx.params.get(param.name)
             value = "" if value is None or value == param.default or isinstance(value, bool) else str(value)
-            if len(value) > 1 and value in text:
-                return label(param)
-        return ""
+            if len(value) > len(repeated) and value in text:
+                found, repeated = f"{label(param)}: ", value
+        return found + text
 
 
 def label(param: Any) -> str:
@@ -94,6 +98,11 @@ def label(param: Any) -> str:
     if isinstance(param, typer.core.TyperArgument):
         return str(param.name).upper()
     return str(max(param.opts, key=len))
+
+
+def shortened(message: str) -> str:
+    """A message without the middle of a value of thousands of letters."""
+    return message if len(message) <= LONGEST else f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
 
 
 def _is_ours(error: Exception) -> bool:
@@ -111,8 +120,7 @@ def complain(message: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    if len(message) > LONGEST:
-        message = f"{message[: LONGEST // 2]} ... {message[-LONGEST // 2 :]}"
+    message = shortened(message)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     with contextlib.suppress(OSError):  # where nobody reads it the exit code has to do
         console.print(Text.assemble(("error: ", "bold red"), (message, "red")))

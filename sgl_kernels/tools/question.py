@@ -93,7 +93,7 @@ def find_case(op: Op, name: str) -> Case:
         near = difflib.get_close_matches(name, cases, 1, 0.4)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(
-            f"{op.name} has no case {name!r}{hint} `sgl-kernels list cases --op {op.name}` names all"
+            f"--case: {op.name} has no case {name!r:.200}{hint} `sgl-kernels list cases --op {op.name}` names all"
         )
     return cases[name]
 
