@@ -21,7 +21,7 @@ def main() -> None:
 
 def _run() -> int:
     from sgl_kernels import _needs, _problem
-    from sgl_kernels.cli import _bare
+    from sgl_kernels.cli import _bare, _streams
 
     problems = [_problem] if _problem else []
     problems += [text for _, text in _needs.missing(_needs.COMMAND_LINE)]
@@ -37,6 +37,9 @@ def _run() -> int:
         app()
     except SystemExit as done:
         return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except OSError as error:  # of --help and --version, which no command prints
+        _streams.say(error.strerror or str(error))
+        return 2
     return 0
 
 

@@ -198,7 +198,7 @@ def torch_device(option: str, text: str) -> Any:
     except Exception as error:  # of a backend that is not there torch raises half a dozen kinds
         cause = (str(error).strip().splitlines() or ["torch gave no reason"])[0]
         raise typer.BadParameter(
-            f"{option} is {text!r}, and no tensor can be put there: {cause} Expected a torch device of this "
-            "machine, such as cpu or cuda:0; `sgl-kernels doctor` lists them, and `explain` asks about others"
+            f"{option} is {text!r}, and no numbers can be put there: {cause.rstrip('.')}. Expected a torch device "
+            "of this machine, such as cpu or cuda:0; `sgl-kernels doctor` lists them, and `explain` asks about others"
         ) from None
     return device

@@ -9,7 +9,7 @@ import os
 import sys
 from typing import Any
 
-FAILED = 2
+UNUSABLE = 2
 PLAIN = {
     "\N{RIGHTWARDS ARROW}": "->",
     "\N{MULTIPLICATION SIGN}": "x",
@@ -44,7 +44,10 @@ class OutputError(OSError):
 
 
 class _Pipe(io.FileIO):
-    """A file descriptor whose reader may leave (`| head`): the rest is dropped, and the command ends as it would."""
+    """A file descriptor whose reader may leave (`| head`): the rest is dropped, and the command ends as it would.
+
+    Standard error drops what cannot be written for any other reason too: the exit code has to do.
+    """
 
     def write(self, data: Any) -> int:
         try:
@@ -53,7 +56,7 @@ class _Pipe(io.FileIO):
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, self.fileno())
             os.close(null)
-            if isinstance(error, BrokenPipeError):
+            if isinstance(error, BrokenPipeError) or self.fileno() == 2:
                 return len(data)
             raise OutputError(error.errno, f"standard output cannot be written: {error.strerror}") from error
 
@@ -65,15 +68,17 @@ def prepare() -> None:
         if stream is None:  # closed by whoever started us: >&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - open for as long as the process lives
             continue
-        forgive(stream)
-        if name == "stdout" and isinstance(stream, io.TextIOWrapper):
-            sys.stdout = io.TextIOWrapper(
-                io.BufferedWriter(_Pipe(stream.fileno(), "wb", closefd=False)),
+        if isinstance(stream, io.TextIOWrapper):
+            stream.flush()
+            raw = _Pipe(stream.fileno(), "wb", closefd=False)
+            forgiving = io.TextIOWrapper(
+                io.BufferedWriter(raw),
                 encoding=stream.encoding,
                 errors=ERRORS,
                 line_buffering=stream.line_buffering,
                 write_through=stream.write_through,
             )
+            setattr(sys, name, forgiving)
 
 
 def forgive(stream: Any) -> None:
@@ -94,9 +99,6 @@ def finish(code: int) -> int:
         sys.stdout.flush()
     except OSError as error:
         say(error.strerror or str(error))
-        code = code or FAILED
-    try:
-        sys.stderr.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        code = code or UNUSABLE
+    sys.stderr.flush()
     return code

@@ -138,8 +138,8 @@ def _work(what: list[str], tag: str, case: str | None, dtype: str | None) -> lis
     )
     if not found:
         raise typer.BadParameter(
-            f"no case matches: --tag {tag!r}, --case {case or '*'!r}, --dtype {dtype or 'any'}; `sgl-kernels list cases` "
-            "names all of them"
+            f"no case matches: --tag {tag!r}, --case {case or '*'!r}, --dtype {dtype or 'any'}; `sgl-kernels list "
+            "cases` names all of them"
         )
     return found
 

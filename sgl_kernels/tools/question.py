@@ -74,7 +74,11 @@ def _refuse_unused(op: Op, question: Question, names: list[str]) -> None:
     """Every option that was given takes part: one that this op, or a case, has no use for is an error."""
     takers = {
         "--kv-shape": (question.kv_shape, "k" in names, "a k and a v"),
-        "--lengths": (question.lengths, "cu_seqlens_q" in names, "packed sequences; ask attention_varlen"),
+        "--lengths": (
+            question.lengths,
+            "cu_seqlens_q" in names,
+            "packed sequences, which attention_varlen has",
+        ),
         "--params": (question.params, _is_adaln(op) or "gate" in names, "adaLN parameters"),
     }
     for option, (given, has_use, what) in takers.items():
