@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import importlib.util
 import os
 import platform
 import re
@@ -20,8 +19,27 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 SOURCES = ROOT / "csrc" / "cpu"
+KEY_SOURCE = ROOT / "csrc" / "python" / "key.cpp"
 
 # torch 2.10 is the oldest release whose stable ABI has everything the sources use.
+OLDEST_TORCH = (2, 10)
+FIND_TORCH = """
+import importlib.metadata, importlib.util, os
+spec = importlib.util.find_spec("torch")
+if spec is not None and spec.origin:
+    print(os.path.dirname(spec.origin))
+    print(importlib.metadata.version("torch"))
+"""
+LOADER = ROOT / "sgl_kernels" / "kernels" / "cpu" / "loader.py"
+LOAD = """
+import runpy, sys
+sys.path.append(sys.argv[1])
+try:
+    import torch
+except Exception:
+    sys.exit()  # a build needs torch's files only
+sys.exit(runpy.run_path(sys.argv[2])["load"]())
+"""
 COMMON_FLAGS = [
     "-std=c++20",
     "-fPIC",
@@ -69,8 +87,24 @@ ISA_FLAGS = {
 ISA_SUFFIX = re.compile(r"_(avx2|avx512|avx512vnni|avx512vbmi|avx512bf16|amx|neon)$")
 
 
+COSTS = {
+    "sgl_kernels._cpu": "The package works without it: torch serves every call on CPUs, at torch's speed.",
+    "sgl_kernels._key": "The package works without it: each call costs about 1 us more.",
+}
+
+
 class BuildError(Exception):
     """The extension cannot be built here; the message says why."""
+
+
+class NoSourcesError(SystemExit):
+    """The source tree is incomplete. Never a reason to install without the extension: nothing would ever say so."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(
+            f"error: there are no C++ sources for {machine()} in {folder}, so the extension would be empty. This "
+            "source tree is incomplete: take a whole checkout, or an sdist that `make sdist` made"
+        )
 
 
 def machine() -> str:
@@ -94,13 +128,26 @@ def emulated(flags: list[str]) -> list[str]:
 
 
 def torch_root() -> Path:
-    """Where torch is installed, without importing it (an import costs seconds)."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        raise BuildError(
-            "torch is not importable here: install torch first and build with --no-build-isolation"
+    """Where torch is installed, without importing it (an import costs seconds).
+
+    An isolated build hides the environment that it installs into; a Python started without that isolation sees it.
+    """
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONNOUSERSITE")}
+    for env in (None, environment):
+        command = [sys.executable, "-c", FIND_TORCH]
+        answer = subprocess.run(command, capture_output=True, text=True, env=env, cwd=os.sep).stdout.split(
+            "\n"
         )
-    return Path(spec.origin).parent
+        if len(answer) > 1 and Path(answer[0], "include").is_dir():
+            version = tuple(int(part) for part in re.findall(r"\d+", answer[1])[:2])
+            if version < OLDEST_TORCH:
+                raise BuildError(
+                    f"torch is {answer[1]}, and the extension needs 2.10 or newer: upgrade torch"
+                )
+            return Path(answer[0])
+    raise BuildError(
+        f"torch is not installed for {sys.executable}: install torch first, then install this package again"
+    )
 
 
 def run(command: list[str]) -> None:
@@ -152,6 +199,8 @@ def build(library: Path, objects: Path, sanitize: bool, emulate: bool) -> None:
     if emulate:  # but not the ceilings: their instructions are written out, and an emulation has none
         found = [(s, extra and emulated(extra)) for s, extra in found if not s.stem.startswith("peak_avx512")]
     work = [(source, [*flags, *extra]) for source, extra in found if extra is not None]
+    if not work:
+        raise NoSourcesError(SOURCES)
     workers = int(os.environ.get("MAX_JOBS", os.cpu_count() or 1))
     objects.mkdir(parents=True, exist_ok=True)
     library.parent.mkdir(parents=True, exist_ok=True)
@@ -164,12 +213,25 @@ def build(library: Path, objects: Path, sanitize: bool, emulate: bool) -> None:
         # Linked beside its place and moved there: a process that has the old file mapped keeps it.
         fresh = library.with_suffix(".new")
         run([*link, *shlex.split(os.environ.get("LDFLAGS", "")), "-o", str(fresh)])
+        if not sanitize:  # the sanitizer's runtime would have to be loaded before Python
+            verify(fresh, torch)
         os.replace(fresh, library)
+
+
+def verify(library: Path, torch: Path) -> None:
+    """Loads what was linked, in a process of its own, by the very code that will load it for users."""
+    command = [sys.executable, "-c", LOAD, str(torch.parent), str(LOADER)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "SGL_KERNELS_CPU_LIBRARY": str(library)}
+    )
+    if done.returncode:
+        raise BuildError(f"the library was built and cannot be used: {(done.stderr or done.stdout).strip()}")
 
 
 def build_key(library: Path, objects: Path) -> None:
     """The Python module that makes keys of calls: one source, no torch library, Python's limited API."""
-    source = ROOT / "csrc" / "python" / "key.cpp"
+    if not KEY_SOURCE.is_file():
+        raise NoSourcesError(KEY_SOURCE.parent)
     include = sysconfig.get_paths()["include"]
     if not (Path(include) / "Python.h").is_file():
         raise BuildError(f"Python.h is not in {include}: install Python's headers (python3-dev)")
@@ -186,7 +248,7 @@ def build_key(library: Path, objects: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with open(objects / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        made = compile_one(source, flags, objects)
+        made = compile_one(KEY_SOURCE, flags, objects)
         fresh = library.with_suffix(".new")
         # Python's own symbols come from the process that imports the module.
         dangling = ["-undefined", "dynamic_lookup"] if sys.platform == "darwin" else []
@@ -195,36 +257,62 @@ def build_key(library: Path, objects: Path) -> None:
 
 
 class OptionalBuild(build_ext):
-    """A failed build leaves an installable package, unless SGL_KERNELS_REQUIRE_EXTENSION=1 says otherwise."""
+    """A failed build leaves an installable package, unless SGL_KERNELS_REQUIRE_EXTENSION=1 says otherwise.
+
+    Installers show nothing of a build that succeeds, so why there is no extension is installed in its place, for
+    `sgl-kernels doctor` and the warning of the first call.
+    """
+
+    def run(self) -> None:
+        super().run()
+        for ext in self.extensions if self.inplace else ():
+            package = Path(self.get_finalized_command("build_py").get_package_dir("sgl_kernels"))
+            built = [self.built(ext), self.note(ext)]
+            for path in (p for p in built if not p.exists() and not self.kind()):
+                (package / path.name).unlink(missing_ok=True)  # of an older build
+            if self.note(ext).exists():
+                self.copy_file(str(self.note(ext)), str(package / self.note(ext).name))
+
+    def built(self, ext: Extension) -> Path:
+        """Where the library of `ext` goes."""
+        return Path(self.build_lib) / self.get_ext_filename(self.get_ext_fullname(ext.name))
+
+    def note(self, ext: Extension) -> Path:
+        """Where it says why there is no library."""
+        return self.built(ext).with_name(f"{ext.name.rpartition('.')[2]}.not-built.txt")
+
+    @staticmethod
+    def kind() -> str:
+        """'sanitize', 'emulated' or both for a build that no installation holds; '' for the ordinary one."""
+        wanted = (
+            name
+            for name in ("emulated", "sanitize")
+            if os.environ.get(f"SGL_KERNELS_BUILD_{name.upper()}") == "1"
+        )
+        return "_".join(wanted)
 
     def build_extension(self, ext: Extension) -> None:
-        library = Path(self.get_ext_fullpath(ext.name))
-        sanitize = os.environ.get("SGL_KERNELS_BUILD_SANITIZE") == "1"
-        emulate = os.environ.get("SGL_KERNELS_BUILD_EMULATED") == "1"
-        kind = "_".join([*(["emulated"] if emulate else []), *(["sanitize"] if sanitize else [])])
-        if kind:  # for SGL_KERNELS_CPU_LIBRARY, never part of an installation
+        library, note, kind = self.built(ext), self.note(ext), self.kind()
+        if kind:  # for SGL_KERNELS_CPU_LIBRARY
             library = ROOT / "build" / kind / f"_cpu_{kind}.so"
         folder = Path(self.build_temp).resolve()
+        note.unlink(missing_ok=True)
         try:
             if ext.name != "sgl_kernels._key":
-                build(library, folder / (kind or "cpu"), sanitize, emulate)
+                build(library, folder / (kind or "cpu"), "sanitize" in kind, "emulated" in kind)
             elif not kind:
                 build_key(library, folder / "key")
         except (BuildError, OSError) as error:
             library.unlink(missing_ok=True)  # or an older build would be installed as if it were this one
             if os.environ.get("SGL_KERNELS_REQUIRE_EXTENSION") == "1":
-                raise SystemExit(f"{ext.name} was not built: {error}") from error
-            print(
-                f"warning: {ext.name} was not built, torch and Python will serve instead: {error}",
-                file=sys.stderr,
-            )
+                raise SystemExit(f"error: {ext.name} was not built: {error}") from error
+            note.parent.mkdir(parents=True, exist_ok=True)
+            note.write_text(f"{error}\n", encoding="utf-8")
+            print(f"warning: {ext.name} was not built: {error}\n{COSTS[ext.name]}", file=sys.stderr)
 
 
 setup(
-    ext_modules=[
-        Extension(name, sources=[], py_limited_api=True, optional=True)
-        for name in ("sgl_kernels._cpu", "sgl_kernels._key")
-    ],
+    ext_modules=[Extension(name, sources=[], py_limited_api=True, optional=True) for name in COSTS],
     cmdclass={"build_ext": OptionalBuild},
     # The library does not touch Python's ABI at all; abi3 is the tag that says so to installers.
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -1,5 +1,5 @@
-# One wheel for several torch releases: built here, tested on another.
-.PHONY: wheel stable-abi
+# One wheel for several torch releases: built here, tested on another. And the sdist, from which anybody builds one.
+.PHONY: wheel stable-abi sdist sdist-check
 # A release whose installation is not the CPU build takes gigabytes; any from 2.10 on will do.
 OTHER_TORCH ?= 2.14.1
 # The tests run away from the sources, or Python would import the package from here and not from the wheel.
@@ -9,6 +9,27 @@ OTHER := .cache/torch-$(OTHER_TORCH)
 wheel: venv  ## the wheel of this package: dist/*.whl
 	rm -rf dist
 	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps -w dist .
+
+sdist: $(VENV)/.ready  ## the sources as one file, C++ included: dist/*.tar.gz
+	rm -rf dist/*.tar.gz
+	$(BIN)/python setup.py -q sdist -d dist
+
+# As a user does it: a bare environment with torch in it, then one line. Minutes, for the sources are compiled anew;
+# tests/test_packaging.py holds what can be checked in seconds. The environment has no compiler flags of ours, and
+# commands run away from the sources.
+SDIST := build/sdist
+sdist-check: sdist  ## sdist -> wheel -> parity in a bare environment (compiles everything: minutes)
+	rm -rf $(SDIST) && mkdir -p $(SDIST)
+	$(PYTHON) -m venv $(SDIST)/venv
+	$(SDIST)/venv/bin/pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements/base.txt | cut -d' ' -f1)
+	SGL_KERNELS_REQUIRE_EXTENSION=1 $(SDIST)/venv/bin/pip install --quiet --disable-pip-version-check --no-cache-dir dist/*.tar.gz
+	cd $(SDIST) && venv/bin/sgl-kernels doctor --json > doctor.json
+	cd $(SDIST) && venv/bin/python -c "import json; d = json.load(open('doctor.json')); \
+	  assert d['extension']['status'] == d['key_module']['status'] == 'ready', d"
+	cd $(SDIST) && venv/bin/sgl-kernels parity --tag smoke --backend cpu,sage_cpu,torch_sdpa --json > parity.json
+	cd $(SDIST) && venv/bin/python -c "import json, collections as c; \
+	  n = c.Counter((x['backend'], x['status']) for x in json.load(open('parity.json'))['cells']); print(dict(n)); \
+	  assert n['cpu', 'pass'] > 100 and n['sage_cpu', 'pass'], n"
 
 $(OTHER)/.ready:
 	$(PYTHON) -m venv $(OTHER)

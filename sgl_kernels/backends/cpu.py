@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sgl_kernels.backends._extension import absent, extension
 from sgl_kernels.core.device import Device
 from sgl_kernels.core.implementation import Implementation, Rank
 from sgl_kernels.core.requires import FLOATS, Requires
@@ -26,12 +27,7 @@ TINY = 1024
 
 def _loader(op: str) -> Callable[[Any], Callable[..., Any]]:
     def load_op(config: Any) -> Callable[..., Any]:
-        from sgl_kernels.kernels.cpu.loader import load
-
-        reason = load()
-        if reason is not None:
-            raise RuntimeError(reason)
-        return getattr(torch.ops.sgl_kernels_cpu, op).default  # type: ignore[no-any-return]
+        return getattr(extension(), op).default  # type: ignore[no-any-return]
 
     return load_op
 
@@ -56,7 +52,14 @@ def _unless_few_rows(facts: Any, device: Device) -> int:
 
 def _implementation(op: str, doc: str, rank: Rank = FIRST) -> Implementation:
     return Implementation(
-        op=op, backend="cpu", rank=rank, load=_loader(op), load_out=_loader_out(op), requires=CPU, doc=doc
+        op=op,
+        backend="cpu",
+        rank=rank,
+        load=_loader(op),
+        load_out=_loader_out(op),
+        requires=CPU,
+        absent=absent,
+        doc=doc,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sgl_kernels.backends._attention import default_scale, feature
+from sgl_kernels.backends._extension import absent, extension
 from sgl_kernels.backends._order import ONLY_WHEN_NAMED, rank
 from sgl_kernels.core.device import Device
 from sgl_kernels.core.implementation import Fidelity, Implementation
@@ -20,12 +21,7 @@ MASK_DTYPES = (torch.bool, torch.float32, torch.bfloat16, torch.float16)
 
 
 def _op(name: str) -> Callable[..., Any]:
-    from sgl_kernels.kernels.cpu.loader import load
-
-    reason = load()
-    if reason is not None:
-        raise RuntimeError(reason)
-    return getattr(torch.ops.sgl_kernels_cpu, name).default  # type: ignore[no-any-return]
+    return getattr(extension(), name).default  # type: ignore[no-any-return]
 
 
 def _readable(mask: Tensor | None) -> Tensor | None:
@@ -155,6 +151,7 @@ IMPLEMENTATIONS = (
             backend="cpu",
             load=load,
             requires=CPU,
+            absent=absent,
             rank=placed,
             doc="blocked online softmax in C++: AVX-512 (BF16 dot on AMD), AVX2, SSE2 or NEON",
         )
@@ -173,6 +170,7 @@ IMPLEMENTATIONS = (
         backend="sage_cpu",
         load=_load_sage,
         requires=CPU,
+        absent=absent,
         rejects=_sage_rejects,
         rank=rank("sage_cpu", "attention"),
         fidelity=Fidelity.LOSSY,

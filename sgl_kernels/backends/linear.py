@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sgl_kernels.backends._extension import absent, extension
 from sgl_kernels.backends.cpu import BEHIND, CPU, FIRST, TINY
 from sgl_kernels.core.device import Device, cpu_arch
 from sgl_kernels.core.implementation import Implementation
@@ -35,21 +36,15 @@ def _torch_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: st
 
 
 def _load(config: Any) -> Callable[..., Any]:
-    from sgl_kernels.kernels.cpu.loader import load
-
-    reason = load()
-    if reason is None and not hasattr(torch.ops.sgl_kernels_cpu, "linear"):
-        reason = "sgl_kernels._cpu was built from older sources: install the package again"
-    if reason is not None:
-        raise RuntimeError(reason)
-    behind = _torch_product(torch.ops.sgl_kernels_cpu.gelu_tanh.default)
+    kernels = extension()
+    behind = _torch_product(kernels.gelu_tanh.default)
     served = set(FEWEST_ROWS.get(cpu_arch(), ()))
     # Not measured: oneDNN multiplies float16 in registers of halves where the processor has them, twice the fp32 rate.
     if getattr(torch.cpu, "get_capabilities", dict)().get("avx512_fp16", False):
         served.discard(torch.float16)
-    if not served or torch.ops.sgl_kernels_cpu.linear_unsupported_reason():
+    if not served or kernels.linear_unsupported_reason():
         return behind
-    ours = torch.ops.sgl_kernels_cpu.linear.default
+    ours = kernels.linear.default
 
     def run(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
         product = ours if x.dtype in served else behind
@@ -87,7 +82,7 @@ IMPLEMENTATIONS = (
         doc="plain torch",
     ),
     Implementation(
-        op="linear", backend="cpu", rank=_rank, load=_load, requires=CPU,
+        op="linear", backend="cpu", rank=_rank, load=_load, requires=CPU, absent=absent,
         doc="tiles of our own from AVX2 on, activation fused; with AVX-512 torch's product of bf16, and our GELU",
     ),
 )  # fmt: skip

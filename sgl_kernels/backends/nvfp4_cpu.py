@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sgl_kernels.backends._extension import absent, extension
 from sgl_kernels.core.device import cpu_arch
 from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.core.requires import FLOATS, Requires
@@ -27,17 +28,8 @@ benchmarks/notes/cpu_nvfp4.md, as for the numbers here."""
 SLICE_BYTES = 2 << 20  # of decoded weight, found in L2 by the product (M=256, fp32: 42.8 ms; 48.3 with 4 MiB)
 
 
-def _extension() -> Any:
-    from sgl_kernels.kernels.cpu.loader import load
-
-    reason = load()
-    if reason is not None:
-        raise RuntimeError(reason)
-    return torch.ops.sgl_kernels_cpu
-
-
 def _load_quantize(config: Any) -> Callable[..., Any]:
-    kernel = _extension().nvfp4_quantize.default
+    kernel = extension().nvfp4_quantize.default
 
     def run(x: Tensor, global_scale: Tensor | None, format: str, stochastic: bool) -> tuple[Tensor, ...]:
         lead, k = x.shape[:-1], x.shape[-1]
@@ -53,9 +45,9 @@ def _load_quantize(config: Any) -> Callable[..., Any]:
 
 
 def _load_linear(config: Any) -> Callable[..., Any]:
-    extension = _extension()
-    kernel, decode = extension.nvfp4_linear.default, extension.nvfp4_decode.default
-    level = extension.nvfp4_level()
+    kernels = extension()
+    kernel, decode = kernels.nvfp4_linear.default, kernels.nvfp4_decode.default
+    level = kernels.nvfp4_level()
     if level == "avx512vbmi" and cpu_arch() == "avx512bf16":
         level += ", bf16"
     limits = DECODED_ROWS.get(level, {})
@@ -117,10 +109,12 @@ def _rejects_linear(f: LinearFacts) -> Rejected | None:
 IMPLEMENTATIONS = (
     Implementation(
         op="nvfp4_quantize", backend="cpu", rank=50, load=_load_quantize, requires=CPU, rejects=_rejects_quantize,
+        absent=absent,
         doc="AVX-512, AVX2, SSE2 or NEON, bit-equal to the reference",
     ),
     Implementation(
         op="nvfp4_linear", backend="cpu", rank=50, load=_load_linear, requires=CPU, rejects=_rejects_linear,
+        absent=absent,
         doc="AVX-512 VNNI, AVX2, SSE2 or NEON: W4A16, W4A8 and exact W4A4",
     ),
 )  # fmt: skip

@@ -1,59 +1,52 @@
-"""The command line: `sgl-kernels COMMAND`."""
+"""The command line: `sgl-kernels COMMAND`. Importing this needs nothing but Python; the commands are in `_app`."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
-
-from sgl_kernels.cli import _common, bench, config, docs, doctor, env, explain, names, parity, replay, support
-
-HELP = """One kernel layer for torch: what runs where, why, how right and how fast.
-
-Exit codes: 0 fine, 1 a check failed, 2 the command line or a setting cannot be used."""
-
-app = typer.Typer(
-    name="sgl-kernels",
-    help=HELP,
-    cls=_common.Group,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        from sgl_kernels._version import __version__
-
-        typer.echo(f"sgl_kernels {__version__}")
-        raise typer.Exit()
-
-
-@app.callback()
-def root(
-    ctx: typer.Context,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
-    ] = False,
-) -> None:
-    ctx.obj = {"debug": debug}
-
-
-app.command("doctor")(doctor.doctor)
-app.command("list")(names.list_names)
-app.command("explain")(explain.explain)
-app.command("env")(env.env)
-app.add_typer(config.app, name="config")
-app.command("parity")(parity.parity)
-app.command("support-matrix")(support.support_matrix)
-app.command("replay")(replay.replay)
-app.command("bench")(bench.bench)
-app.command("plots")(docs.plots)
-app.command("docs")(docs.docs)
+import sys
+from typing import Any
 
 
 def main() -> None:
     """The console script."""
-    app()
+    from sgl_kernels.cli import _streams
+
+    _streams.prepare()
+    try:
+        code = _run()
+    except KeyboardInterrupt:
+        _streams.say("interrupted")
+        code = 130
+    sys.exit(_streams.finish(code))
+
+
+def _run() -> int:
+    from sgl_kernels import _needs, _problem
+    from sgl_kernels.cli import _bare, _streams
+
+    problems = [_problem] if _problem else []
+    problems += [text for _, text in _needs.missing(_needs.COMMAND_LINE)]
+    if problems:
+        return _bare.run(sys.argv[1:], problems)
+    try:
+        from sgl_kernels.cli._app import app
+    except Exception as error:  # a package of ours, or one we need, that is there and broken
+        if "--debug" in sys.argv[1:]:
+            raise
+        return _bare.run(sys.argv[1:], [f"sgl_kernels cannot be loaded: {type(error).__name__}: {error}"])
+    try:
+        app()
+    except SystemExit as done:
+        return done.code if isinstance(done.code, int) else int(done.code is not None)
+    except OSError as error:  # of --help and --version, which no command prints
+        _streams.say(error.strerror or str(error))
+        return 2
+    return 0
+
+
+def __getattr__(name: str) -> Any:
+    """`app`, when it is asked for: it imports typer and every command."""
+    if name == "app":
+        from sgl_kernels.cli._app import app
+
+        return app
+    raise AttributeError(f"module 'sgl_kernels.cli' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What every command shares: options, consoles, JSON, progress, and errors as one message."""
+"""What every command shares: options and how they are read, consoles, JSON and progress."""
 
 from __future__ import annotations
 
@@ -8,43 +8,19 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import typer.core
 
-from sgl_kernels.core.errors import ConfigError, UnsupportedError
+from sgl_kernels.cli._errors import complain as complain
+from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.registry import registry
 
 OK, FAILED, USAGE = 0, 1, 2
 WIDE = 160  # columns when the output is a pipe or a file: rich's own 80 would fold every table
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
-
-
-class Group(typer.core.TyperGroup):
-    """A group whose commands answer what users got wrong with one red message and exit code 2 or 1."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except (typer.Exit, typer.Abort):
-            raise
-        except (ConfigError, UnsupportedError, ValueError, TypeError, OSError) as error:
-            root = ctx.find_root()
-            if isinstance(error, BrokenPipeError) or (root.obj or {}).get("debug"):
-                raise
-            complain(str(error))
-            raise typer.Exit(FAILED if isinstance(error, UnsupportedError) else USAGE) from None
-
-
-def complain(message: str) -> None:
-    """The one red message of a failed command, on stderr."""
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(Text.assemble(("error: ", "bold red"), (message, "red")))
 
 
 def console(stderr: bool = False) -> Any:
@@ -57,8 +33,16 @@ def console(stderr: bool = False) -> Any:
 
 
 def emit_json(data: Any) -> None:
-    """Plain data on stdout; infinities and NaN become strings, because JSON has neither."""
-    typer.echo(json.dumps(_finite(data), indent=2, ensure_ascii=False))
+    """Plain data on stdout; infinities and NaN become strings, because JSON has neither.
+
+    Letters that the output's encoding lacks are written as JSON's own escapes, so nothing is lost.
+    """
+    text = json.dumps(_finite(data), indent=2, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "ascii")
+    except UnicodeError:
+        text = json.dumps(_finite(data), indent=2)
+    typer.echo(text)
 
 
 def _finite(value: Any) -> Any:
@@ -101,10 +85,62 @@ def one_of(option: str, value: str, known: Iterable[str]) -> str:
     raise typer.BadParameter(f"{option} is {value!r}{hint} Expected one of: {', '.join(names)}")
 
 
-def at_least(option: str, value: float | None, low: float) -> None:
-    """A number is not below `low`."""
-    if value is not None and not value >= low:
-        raise typer.BadParameter(f"{option} is {value:g}, expected a number of at least {low:g}")
+def within(option: str, value: float | None, low: float, high: float) -> None:
+    """A number is neither below `low` nor above `high`, nor is it NaN."""
+    if value is None or low <= value <= high:
+        return
+    shown = f"{value:g}" if isinstance(value, float) else str(value)[:40]
+    bound = f"of at least {low:g}" if value < low else f"from {low:g} to {high:g}"
+    raise typer.BadParameter(f"{option} is {shown}, expected a number {bound}")
+
+
+def once(option: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """(name, value) pairs of a repeated option as a dict. The same name twice is an error: one would be ignored."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise typer.BadParameter(f"{option} names {name!r} twice, expected one value for it")
+        found[name] = value
+    return found
+
+
+def machine(option: str, text: str) -> Any:
+    """A device that need not be here, from 'cuda:sm90'."""
+    from sgl_kernels.core.device import parse_device
+
+    try:
+        return parse_device(text)
+    except ConfigError as error:
+        raise typer.BadParameter(f"--{error}" if option == "--device" else f"{option}: {error}") from None
+
+
+def write(option: str, path: Path, text: str) -> None:
+    """Write a file that an option names."""
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"{option} is '{path}', which cannot be written: {error.strerror}") from None
+
+
+def target_file(option: str, path: Path | None) -> None:
+    """A file can be written there: its folder exists, and it is no folder itself."""
+    if path is None:
+        return
+    if path.is_dir():
+        raise typer.BadParameter(f"{option} is '{path}', which is a folder; expected the name of a file")
+    if not path.parent.is_dir():
+        raise typer.BadParameter(
+            f"{option} is '{path}', and {path.parent} is no directory; create it first, or name another"
+        )
+
+
+def target_folder(option: str, path: Path | None) -> None:
+    """Files can be put there: what exists of the path are folders."""
+    if path is None:
+        return
+    standing = next((p for p in (path, *path.parents) if p.exists()), Path())
+    if not standing.is_dir():
+        raise typer.BadParameter(f"{option} is '{path}', and {standing} is no folder; name another")
 
 
 def split_names(text: str | None) -> tuple[str, ...]:
@@ -126,10 +162,10 @@ def op_names(option: str, names: Iterable[str]) -> tuple[str, ...]:
 
 
 def backend_names(option: str, text: str | None) -> tuple[str, ...]:
-    """Backend names and aliases of a comma list, resolved."""
+    """Backend names and aliases of a comma list, resolved; None gives none."""
     from sgl_kernels.core.names import resolve_names
 
-    if not text:
+    if text is None:
         return ()
     try:
         return resolve_names(text, registry.backends())
@@ -153,16 +189,16 @@ def dtypes_of(option: str, text: str | None) -> tuple[Any, ...]:
 
 
 def torch_device(option: str, text: str) -> Any:
-    """A torch device that exists here."""
+    """A torch device that exists here and holds numbers: `meta` does not."""
     import torch
 
     try:
         device = torch.device(text)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.ones(1, device=device).item()
+    except Exception as error:  # of a backend that is not there torch raises half a dozen kinds
         cause = (str(error).strip().splitlines() or ["torch gave no reason"])[0]
         raise typer.BadParameter(
-            f"{option} is {text!r}, and no tensor can be put there: {cause} Expected a torch device of this "
-            "machine, such as cpu or cuda:0; `sgl-kernels doctor` lists them, and `explain` asks about others"
+            f"{option} is {text!r}, and no numbers can be put there: {cause.rstrip('.')}. Expected a torch device "
+            "of this machine, such as cpu or cuda:0; `sgl-kernels doctor` lists them, and `explain` asks about others"
         ) from None
     return device

@@ -10,11 +10,13 @@ import typer
 
 from sgl_kernels.cli import _common
 from sgl_kernels.cli._common import Json
+from sgl_kernels.cli._errors import INTERRUPTED, label
 
 DISPATCH = "dispatch"
 
 
 def bench(
+    ctx: typer.Context,
     what: Annotated[
         list[str] | None,
         typer.Argument(help="Ops or families, all if absent; or `dispatch`: the cost of a call."),
@@ -54,14 +56,18 @@ def bench(
     from sgl_kernels.tools.bench_clock import CLOCKS
 
     _common.one_of("--clock", clock, CLOCKS)
-    for option, value, low in (("--rounds", rounds, 1), ("--seconds", seconds, 0.1), ("--cold", cold, 0)):
-        _common.at_least(option, value, low)
+    _common.within("--rounds", rounds, 1, 1_000_000)
+    _common.within("--seconds", seconds, 0.1, 86400)
+    _common.within("--cold", cold, 0, _memory_mib())
     where = _common.torch_device("--device", device)
     if out is not None and out.suffix not in ("", ".json"):
         raise typer.BadParameter(f"--out is '{out}', expected a file that ends in .json, or a folder")
+    if out is not None:
+        (_common.target_file if out.suffix else _common.target_folder)("--out", out)
     if what and DISPATCH in what:
         if len(what) > 1:
             raise typer.BadParameter(f"WHAT is {' '.join(what)!r}; `dispatch` stands alone, name ops or it")
+        _alone(ctx)
         _dispatch(quick, out, as_json)
         return
     counts = _thread_counts(threads)
@@ -79,8 +85,31 @@ def bench(
         )
     work = _work(what or [], tag, case, dtype)
     backends = _common.backend_names("--backend", backend)
-    data = _measure(work, counts, where, backends, options, pin, quick, as_json)
+    data, interrupted = _measure(work, counts, where, backends, options, pin, quick, as_json)
     _show(data, out, as_json)
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _alone(ctx: typer.Context) -> None:
+    """`bench dispatch` measures one thing: options that choose cases or candidates would be ignored."""
+    for param in ctx.command.params:
+        if param.name in ("what", "quick", "out", "as_json", "device") or param.name not in ctx.params:
+            continue
+        if ctx.params[param.name] != param.default:
+            raise typer.BadParameter(
+                f"{label(param)} goes with ops; `bench dispatch` takes --quick, --out and --json"
+            )
+
+
+def _memory_mib() -> int:
+    """Half of this machine's memory: inputs that rotate through more would push each other out to disk."""
+    import os
+
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 21
+    except (ValueError, OSError, AttributeError):
+        return 1 << 20
 
 
 def _thread_counts(text: str) -> list[int]:
@@ -88,7 +117,7 @@ def _thread_counts(text: str) -> list[int]:
 
     most = os.cpu_count() or 1
     parts = _common.split_names(text)
-    if not parts or not all(part.isdigit() and 1 <= int(part) <= most for part in parts):
+    if not parts or not all(part.isascii() and part.isdigit() and 1 <= int(part) <= most for part in parts):
         raise typer.BadParameter(
             f"--threads is {text!r}, expected whole numbers from 1 to {most}, such as 1,2"
         )
@@ -109,8 +138,8 @@ def _work(what: list[str], tag: str, case: str | None, dtype: str | None) -> lis
     )
     if not found:
         raise typer.BadParameter(
-            f"no case matches: tag {tag!r}, case {case or '*'!r}, dtype {dtype or 'any'}; `sgl-kernels list cases` "
-            "names all of them"
+            f"no case matches: --tag {tag!r}, --case {case or '*'!r}, --dtype {dtype or 'any'}; `sgl-kernels list "
+            "cases` names all of them"
         )
     return found
 
@@ -118,7 +147,7 @@ def _work(what: list[str], tag: str, case: str | None, dtype: str | None) -> lis
 def _measure(
     work: list[Any], counts: list[int], device: Any, backends: tuple[str, ...], options: Any, pin: bool, quick: bool,
     quiet: bool,
-) -> dict[str, Any]:  # fmt: skip
+) -> tuple[dict[str, Any], bool]:  # fmt: skip
     import dataclasses
     import os
 
@@ -131,7 +160,7 @@ def _measure(
     load = (
         round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
     )  # how busy others kept the machine
-    rows, ceilings = [], []
+    rows, ceilings, interrupted = [], [], False
     try:
         with _common.progress(len(counts) * (len(work) + 1), "bench", quiet) as advance:
             for count in counts:
@@ -152,8 +181,9 @@ def _measure(
         if not rows:
             raise
         _common.complain("interrupted; what was measured until here is kept")
+        interrupted = True
     settings = {**dataclasses.asdict(options), "pinned": pin, "allocator": allocator, "load_average": load}
-    return document(rows, ceilings, device, settings)
+    return document(rows, ceilings, device, settings), interrupted
 
 
 def _show(data: dict[str, Any], out: Path | None, as_json: bool) -> None:
@@ -179,7 +209,7 @@ def _show(data: dict[str, Any], out: Path | None, as_json: bool) -> None:
         console.print(rich_table(results.ceilings_table(data["ceilings"])))
         console.print(rich_table(results.table(data["results"], "")))
         for path in written:
-            console.print(f"written: {path}")
+            typer.echo(f"written: {path}")
     if any(why.startswith("FAILED") for row in data["results"] for why in row["skipped"].values()):
         raise typer.Exit(_common.FAILED)
 
@@ -203,4 +233,4 @@ def _dispatch(quick: bool, out: Path | None, as_json: bool) -> None:
     console = _common.console()
     console.print(rich_table(bench_dispatch.table(data)))
     if out is not None:
-        console.print(f"written: {out}")
+        typer.echo(f"written: {out}")

@@ -9,13 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from sgl_kernels.cli import _common
+from sgl_kernels.cli import _common, _errors
 from sgl_kernels.cli._common import Json
 
-app = typer.Typer(help="Check a configuration file; show what is in force.", no_args_is_help=True)
+app = typer.Typer(
+    help="Check a configuration file; show what is in force.", cls=_errors.Group, no_args_is_help=True
+)
 
 
-@app.command("check")
+@app.command("check", cls=_errors.Command)
 def check(
     file: Annotated[Path, typer.Argument(help="A YAML or JSON file, or the name of a shipped preset.")],
     as_json: Json = False,
@@ -24,7 +26,7 @@ def check(
     from sgl_kernels.core.configfile import find_file, load_file
     from sgl_kernels.core.errors import ConfigError
     from sgl_kernels.core.registry import registry
-    from sgl_kernels.core.settings import load_settings, settle
+    from sgl_kernels.core.settings import check_files, load_settings, settle
 
     problem = ""
     found = str(file)
@@ -32,7 +34,7 @@ def check(
     try:
         found = find_file(str(file), load_settings({}).config_root)
         layer = load_file(found, registry.backends)
-        settle(("configuration file", layer), known_backends=registry.backends)
+        check_files(settle(("configuration file", layer), known_backends=registry.backends))
         keys = len(layer)
     except ConfigError as error:
         problem = str(error).replace("SGLANG_DIFFUSION_ATTENTION_CONFIG is", "FILE is", 1)
@@ -41,12 +43,12 @@ def check(
     elif problem:
         _common.complain(problem)
     else:
-        _common.console().print(f"[green]{found}: {keys} settings, nothing wrong.[/green]")
+        typer.echo(f"{found}: {keys} settings, nothing wrong.")
     if problem:
         raise typer.Exit(_common.FAILED)
 
 
-@app.command("show")
+@app.command("show", cls=_errors.Command)
 def show(
     origin: Annotated[bool, typer.Option("--origin", help="Also say where each value was set.")] = False,
     changed: Annotated[bool, typer.Option("--set", help="Only what is set somewhere.")] = False,

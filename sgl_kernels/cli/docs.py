@@ -64,6 +64,7 @@ def plots(
         raise typer.BadParameter(
             f"--results is '{results}', expected a folder of result files; see `bench --out`"
         )
+    _common.target_folder("--out", out)
     written = pictures.draw_all(results, out)
     if as_json:
         _common.emit_json([str(path) for path in written])

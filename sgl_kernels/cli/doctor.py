@@ -29,11 +29,10 @@ def doctor(
 
     Exit code 1 when something is broken; a package that is merely absent breaks nothing.
     """
-    from sgl_kernels.core.device import parse_device
     from sgl_kernels.tools.doctor import examine
 
-    _common.at_least("--timeout", timeout, 1)
-    where = parse_device(device) if device is not None else None
+    _common.within("--timeout", timeout, 1, 86400)
+    where = _common.machine("--device", device) if device is not None else None
     diagnosis = examine(device=where, probe_vendors=probe, timeout_s=timeout)
     if as_json:
         _common.emit_json(diagnosis.to_dict())
@@ -55,7 +54,7 @@ def _print(diagnosis: Any) -> None:
     if diagnosis.target != diagnosis.devices[0]:
         console.print(f"[bold]asked about[/bold] {escape(diagnosis.target)}")
     rows = []
-    for finding in (diagnosis.extension, *diagnosis.backends):
+    for finding in (diagnosis.extension, diagnosis.key_module, *diagnosis.backends):
         tone, word = SIGNS.get(finding.status, ("muted", finding.status))
         ops = f"{len(finding.ops)}" if finding.ops else ""
         rows.append((finding.name, Mark(word, tone), ops, finding.detail or finding.doc, finding.fix))
@@ -70,5 +69,7 @@ def _print(diagnosis: Any) -> None:
         )
     for problem in diagnosis.problems:
         console.print(f"[bold red]settings[/bold red] {escape(problem)}")
+    if diagnosis.extension.status == "absent":
+        console.print(f"[yellow]no C++ extension[/yellow] {escape(diagnosis.extension.detail)}")
     if diagnosis.is_healthy:
         console.print("[green]Nothing is broken.[/green]")

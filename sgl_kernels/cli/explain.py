@@ -30,7 +30,9 @@ def explain(
     lengths: Annotated[
         str | None, typer.Option(help="Sequence lengths of a packed batch: 512,77,1024.")
     ] = None,
-    params: Annotated[str, typer.Option(help="adaLN parameters: vector, batch, token or frame.")] = "batch",
+    params: Annotated[
+        str | None, typer.Option(help="adaLN parameters: vector, batch (the default), token or frame.")
+    ] = None,
     grad: Annotated[bool, typer.Option("--grad", help="As if inputs required a gradient.")] = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any plain argument: --set softcap=30 --set norm=rms")
@@ -55,21 +57,22 @@ def explain(
 
     name = _common.one_of("OP", op, registry.ops())
     definition = registry.op(name)
-    values = dict(q.parse_value("--set", item) for item in set_ or ())
-    if causal:
-        values["is_causal"] = True
-    if window is not None:
-        values["window_left"], values["window_right"] = _window(window)
+    given = [q.parse_value("--set", item) for item in set_ or ()]
+    for option, spelled in _spelled(causal, window).items():
+        if any(argument not in [a.name for a in definition.arguments] for argument, _ in spelled):
+            raise typer.BadParameter(f"{option} is given, but {name} has no such argument; leave it out")
+        given += spelled
+    values = _common.once("--set", given)
     asked = q.Question(
         shape=q.parse_shape("--shape", shape) if shape is not None else None,
         kv_shape=q.parse_shape("--kv-shape", kv_shape) if kv_shape is not None else None,
         dtype=_common.dtype_of("--dtype", dtype),
         mask=_common.one_of("--mask", mask, q.MASKS),
         lengths=q.parse_shape("--lengths", lengths) if lengths is not None else (),
-        params=_common.one_of("--params", params, q.PARAMS),
+        params=_common.one_of("--params", params, q.PARAMS) if params is not None else "",
         grad=grad,
         values=values,
-        tensors=dict(q.parse_tensor("--tensor", item) for item in tensor or ()),
+        tensors=_common.once("--tensor", (q.parse_tensor("--tensor", item) for item in tensor or ())),
         case=case or "",
     )
     arguments = q.arguments(definition, asked)
@@ -88,11 +91,11 @@ def explain(
 
 def _place(device: str | None) -> Any:
     """The machine asked about: the one named, else the one the settings aim at."""
-    from sgl_kernels.core.device import parse_device, probe, target_device
+    from sgl_kernels.core.device import probe, target_device
     from sgl_kernels.core.dispatch import current
 
     if device is not None:
-        return parse_device(device)
+        return _common.machine("--device", device)
     return probe(target_device(current().settings.target_device))
 
 
@@ -104,6 +107,16 @@ def _decide(
     if backend is not None:
         _common.backend_names("--backend", backend)
     return decide(name, *arguments, device=where, backend=backend, version_of=_pretend(packages))
+
+
+def _spelled(causal: bool, window: str | None) -> dict[str, list[tuple[str, Any]]]:
+    """The options that are short for --set, each with the arguments it gives."""
+    found: dict[str, list[tuple[str, Any]]] = {}
+    if causal:
+        found["--causal"] = [("is_causal", True)]
+    if window is not None:
+        found["--window"] = list(zip(("window_left", "window_right"), _window(window), strict=True))
+    return found
 
 
 def _window(text: str) -> tuple[int, int]:
@@ -123,23 +136,41 @@ def _pretend(packages: list[str]) -> Callable[[str], Any]:
 
     from sgl_kernels.core.packages import installed_version
 
-    pretended: dict[str, Any] = {}
+    pretended: list[tuple[str, Any]] = []
+    asked = _asked_for()
     for item in packages:
         name, equals, version = item.replace("==", "=").partition("=")
         try:
             if not equals or not name.strip():
                 raise InvalidVersion
-            pretended[canonicalize_name(name.strip())] = Version(version) if version.strip() else None
+            pretended.append((canonicalize_name(name.strip()), Version(version) if version.strip() else None))
         except InvalidVersion:
             raise typer.BadParameter(
                 f"--package is {item!r}, expected NAME=VERSION, such as flash-attn=2.8.3"
             ) from None
+        _common.one_of("--package", pretended[-1][0], asked)
+    laid_over = _common.once("--package", pretended)
 
     def version_of(name: str) -> Any:
         key = canonicalize_name(name)
-        return pretended[key] if key in pretended else installed_version(name)
+        return laid_over[key] if key in laid_over else installed_version(name)
 
     return version_of
+
+
+def _asked_for() -> list[str]:
+    """Every package that some backend asks for: pretending another would change nothing."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    from sgl_kernels.core.registry import registry
+
+    found = set()
+    for op in registry.ops():
+        for implementation in registry.implementations(op):
+            found |= {Requirement(text).name for text in implementation.requires.packages}
+            found |= {bug.package for bug in implementation.bugs if bug.package}
+    return sorted({canonicalize_name(name) for name in found})
 
 
 def _print(selection: Any, note: str) -> None:

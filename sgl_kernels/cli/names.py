@@ -25,10 +25,10 @@ def list_names(
 
     if what is not None:
         _common.one_of("WHAT", what, WHAT)
-    if op is not None:
-        _common.op_names("--op", [op])
+    if op is not None and what != "cases":
+        raise typer.BadParameter(f"--op is {op!r}, which chooses cases; say `list cases --op {op}`")
     wanted = (what,) if what else WHAT[:3]
-    tables = inventory(wanted, (op,) if op else ())
+    tables = inventory(wanted, _common.op_names("--op", [op]) if op is not None else ())
     if as_json:
         _common.emit_json(
             {

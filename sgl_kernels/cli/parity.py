@@ -37,14 +37,13 @@ def parity(
     import random
 
     _common.one_of("--tag", tag, TAGS)
-    _common.at_least("--seed", seed, 0)
+    _common.within("--seed", seed, 0, 2**63 - 1)
     ops = _common.op_names("--op", [name for item in op or () for name in _common.split_names(item)])
     backends = _common.backend_names("--backend", backend)
     needed = _common.backend_names("--require", require)
     dtypes = _common.dtypes_of("--dtype", dtype)
     where = _common.torch_device("--device", device)
-    if html is not None and not html.parent.is_dir():
-        raise typer.BadParameter(f"--html is '{html}', and {html.parent} is no directory; create it first")
+    _common.target_file("--html", html)
     number = random.SystemRandom().randrange(2**31) if seed is None else seed
     cells = _run(ops, backends, case, tag, dtypes, where, number, as_json)
     if not cells:
@@ -90,9 +89,8 @@ def _report(
     missing = view.required(cells, needed)
     found = counts(cells)
     if html is not None:
-        html.write_text(
-            view.page(cells, f"{summarise(cells)}. {probe(device)}, seed {seed}."), encoding="utf-8"
-        )
+        page = view.page(cells, f"{summarise(cells)}. {probe(device)}, seed {seed}.")
+        _common.write("--html", html, page)
     if as_json:
         data = {"counts": found, "seed": seed, "device": str(probe(device)), "required": missing}
         _common.emit_json({**data, "cells": [cell.to_dict() for cell in cells]})
@@ -108,7 +106,7 @@ def _report(
                 console.print(rich_table(table))
         console.print(f"[dim]{probe(device)}, seed {seed}[/dim]")
         if html is not None:
-            console.print(f"written: {html}")
+            typer.echo(f"written: {html}")
     for problem in missing:
         _common.complain(problem)
     if found["fail"] or missing:

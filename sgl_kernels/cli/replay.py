@@ -22,6 +22,9 @@ def replay(
 
     from sgl_kernels.core.replay import replay as run
 
+    _common.backend_names("--backend", backend)
+    if device is not None:
+        _common.machine("--device", device)
     report = run(dump, backend=backend, device=device, reference=reference)
     if as_json:
         _common.emit_json(report.to_dict())

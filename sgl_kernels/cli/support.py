@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -39,17 +39,16 @@ def support_matrix(
     from sgl_kernels.tools.report import rich_table
 
     where = _common.torch_device("--device", device)
-    if not out.parent.is_dir():
-        raise typer.BadParameter(
-            f"--out is '{out}', and {out.parent} is no directory; create it, or go to the checkout"
-        )
+    _common.target_file("--out", out)
+    if evidence_from is not None and check:
+        raise typer.BadParameter("--evidence is read when the page is written; leave --check out, or it")
     evidence_file = out.with_suffix(".json")
     problems: list[str] = []
     if check:
         problems = matrix.stale(out, evidence_file, registry, where)
-        evidence = matrix.load_evidence(evidence_file)
+        evidence = _evidence(evidence_file)
     else:
-        evidence = matrix.load_evidence(evidence_file)
+        evidence = _evidence(evidence_file)
         if run:
             total = len(matrix.runnable(registry, where))
             with _common.progress(total, "smoke cases", as_json) as advance:
@@ -60,11 +59,17 @@ def support_matrix(
                     f"--evidence is '{evidence_from}', expected a file written by the tests"
                 )
             today = datetime.date.today().isoformat()
-            evidence = matrix.merged(evidence, iter(evidence_from.read_text("utf-8").splitlines()), today)
+            try:
+                lines = evidence_from.read_text("utf-8").splitlines()
+                evidence = matrix.merged(evidence, iter(lines), today)
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                raise typer.BadParameter(
+                    f"--evidence is '{evidence_from}', which does not hold lines of the tests: {error}"
+                ) from None
         if RESULTS.is_dir():
             evidence = [e for e in evidence if e.proof != "compiled"] + matrix.compiled(RESULTS, registry)
         matrix.save_evidence(evidence_file, evidence)
-        out.write_text(matrix.render(registry, evidence), encoding="utf-8")
+        _common.write("--out", out, matrix.render(registry, evidence))
     table = matrix.grid(registry, evidence)
     if as_json:
         _common.emit_json(
@@ -73,13 +78,24 @@ def support_matrix(
     elif not check:
         console = _common.console()
         console.print(rich_table(table))
-        console.print(f"written: {out}, {evidence_file}")
+        typer.echo(f"written: {out}, {evidence_file}")
     for problem in problems:
         _common.complain(problem)
     if problems:
         if check and not as_json:
             typer.echo("To write it anew: sgl-kernels support-matrix", err=True)
         raise typer.Exit(_common.FAILED)
+
+
+def _evidence(file: Path) -> list[Any]:
+    from sgl_kernels.tools import support_matrix as matrix
+
+    try:
+        return matrix.load_evidence(file)
+    except (OSError, ValueError, TypeError) as error:
+        raise typer.BadParameter(
+            f"--out: {file}, beside the page, does not hold what ran: {error}; delete it, or take it from git"
+        ) from None
 
 
 def _cells(columns: object, rows: object) -> dict[str, dict[str, str]]:

@@ -115,7 +115,9 @@ def is_capturing() -> bool:
 
 
 def warn_about(selection: Selection, backend: str | None, policy: OpPolicy) -> None:
-    """One warning per (op, cause) when a preference was not honoured."""
+    """One warning per (op, cause) when a preference was not honoured; one per cause when a backend does not load."""
+    if backend is None:
+        _warn_about_loading(selection, policy)
     if backend is not None or not policy.prefer or selection.chosen in policy.prefer:
         return
     causes = [
@@ -132,3 +134,17 @@ def warn_about(selection: Selection, backend: str | None, policy: OpPolicy) -> N
         f"{selection.op}: the preferred {', '.join(policy.prefer)}{origin} cannot serve this call [{cause}]; "
         f"{selection.chosen} runs instead",
     )
+
+
+def _warn_about_loading(selection: Selection, policy: OpPolicy) -> None:
+    """What is installed and would have served first, but does not load, is not passed over without a word."""
+    for candidate in selection.candidates:
+        if candidate.backend == selection.chosen:
+            return
+        rejected = candidate.rejected
+        if rejected is not None and rejected.reason is Reason.LOAD and candidate.backend not in policy.prefer:
+            warn_once(
+                f"load {candidate.backend}: {rejected.detail}",
+                f"{candidate.backend} would serve first and cannot be loaded: {rejected.detail}; {selection.chosen} "
+                "runs instead. `sgl-kernels doctor` says what fixes it",
+            )

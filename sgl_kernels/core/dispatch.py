@@ -20,7 +20,7 @@ from .policy import OpPolicy, Scope, attention_shape_class
 from .registry import Registry, registry
 from .select import select
 from .tuning import TuningRecord, TuningTable, load_tables
-from .verdict import Rejected, Selection
+from .verdict import Reason, Rejected, Selection
 
 if TYPE_CHECKING:
     from .record import Recorder
@@ -168,7 +168,11 @@ class Dispatcher:
             implementations,
             named=named,
             tuned=self._tuned(op.name, facts, device),
-            broken={**self._broken.get(op.name, {}), **self.registry.quarantined(op.name)},
+            broken={
+                **_absent(implementations, device),
+                **self._broken.get(op.name, {}),
+                **self.registry.quarantined(op.name),
+            },
             switched_off=self._switched_off(implementations),
         )
 
@@ -334,6 +338,20 @@ def warmup(
         args = op.canonical(*case.make(torch.device(device), dtype))
         overload = getattr(torch.ops.sgl_kernels, name).default
         overload(*args)
+
+
+def _absent(implementations: Iterable[Implementation], device: Device) -> dict[str, Rejected]:
+    """The backends whose own kernels are not built here, asked of those that are for this kind of device."""
+    asked = (
+        (i.backend, i.absent())
+        for i in implementations
+        if i.absent is not None and device.platform in (i.requires.platforms or {device.platform})
+    )
+    return {
+        backend: Rejected(Reason.LOAD, reason, "sgl-kernels doctor names the command that builds it")
+        for backend, reason in asked
+        if reason is not None
+    }
 
 
 def _advice(selection: Selection, backend: str | None, source: Registry) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from .layer import Located
 from .names import did_you_mean
-from .sources import BY_KEY, BY_NAME, PREFIXES, TABLE
+from .sources import BY_KEY, BY_NAME, PREFIXES, READ_ELSEWHERE, TABLE
 from .variable import Variable, show
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ def _expand_path(path: str, environ: Mapping[str, str]) -> str:
 
 def unknown(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     """Names that start like ours and are not in the table, each with '; did you mean X?' or nothing."""
-    names = sorted(name for name in environ if name.startswith(PREFIXES) and name not in BY_NAME)
+    names = sorted(
+        name for name in environ if name.startswith(PREFIXES) and name not in {*BY_NAME, *READ_ELSEWHERE}
+    )
     return [(name, did_you_mean(name, BY_NAME)) for name in names]
 
 

@@ -47,6 +47,9 @@ class Implementation:
     enabled: Callable[[Settings], Rejected | None] | None = (
         None  # a flag of the user's page; naming it overrides
     )
+    absent: Callable[[], str | None] | None = (
+        None  # why a part of this package that it runs on is not here; quick, and asked without a call
+    )
     bugs: tuple[Bug, ...] = ()  # known wrong results, each a rejection where it applies
     rank: Rank = 0
     fidelity: Fidelity = Fidelity.EXACT

@@ -143,6 +143,8 @@ def replay(
     from .registry import registry
 
     stored = load_dump(dump)
+    if stored.op not in registry.ops():
+        raise ConfigError(f"{dump}: the dump is of {stored.op!r}, which is no op of this release")
     op = registry.op(stored.op)
     target = _device(device, stored)
     args = tuple(_move(a, target) for a in stored.args)

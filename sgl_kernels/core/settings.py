@@ -286,7 +286,8 @@ def load_settings(
     """The settings of this process: built-in values, configuration file, environment, command-line flags.
 
     The one place that reads os.environ. With the process's own environment (`environ` None) it also sets
-    the level of our logger. Names that look like ours and are not are reported once, as a warning.
+    the level of our logger, and reads the tuning tables that are named. Names that look like ours and are not
+    are reported once, as a warning.
     `known_backends` are further backend names; None asks the registry, and only for a name that is not ours.
 
     Raises ConfigError for anything that does not parse, and for a configuration file that is not found.
@@ -311,7 +312,17 @@ def load_settings(
         log.warn_once(f"unknown variable {name}", f"{name} is not a variable of sgl_kernels{near}")
     if own:
         log.set_level(settings.logging_level)
+        check_files(settings)
     return settings
+
+
+def check_files(settings: Settings) -> None:
+    """The files that settings name and calls will read are there and whole. Raises ConfigError if not."""
+    if settings.tuning_paths:
+        from .tuning import check_tables
+
+        origin = settings.origin("tuning_paths")
+        check_tables(settings.tuning_paths, _subject("tuning_paths", origin))
 
 
 def _registered() -> Collection[str]:

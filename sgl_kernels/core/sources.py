@@ -335,3 +335,12 @@ PREFIXES: tuple[str, ...] = (
     "SGL_KERNELS_",
 )
 """Names that start so and are not in the table are reported: a typo must not go unnoticed."""
+
+READ_ELSEWHERE: frozenset[str] = frozenset(
+    f"SGL_KERNELS_{name}"
+    for name in (
+        *("CPU_LIBRARY", "REQUIRE_EXTENSION", "BUILD_SANITIZE", "BUILD_EMULATED"),  # the loader and the build
+        *("FUZZ_EXAMPLES", "EVIDENCE", "UNDER_SANITIZER"),  # the tests
+    )
+)
+"""Variables for those who build and test the package. They are no settings, and no typos either."""

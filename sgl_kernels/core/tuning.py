@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from typing import Any
 from .errors import ConfigError
 from .log import warn_once
 from .packages import installed_version
+
+MAX_BYTES = 64 << 20  # of one table; a record is 300 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +67,15 @@ class TuningTable:
     @classmethod
     def loads(cls, text: str) -> TuningTable:
         """Read what `dumps` wrote. Raises ValueError when the text is not a table."""
-        data = json.loads(text)
         try:
-            records = tuple(
-                TuningRecord(
-                    r["op"],
-                    tuple(_tupled(r["key"])),
-                    r["backend"],
-                    r["config"],
-                    float(r["median_ms"]),
-                    tuple(sorted(r["versions"].items())),
-                )
-                for r in data["records"]
-            )
-            return cls(str(data["device"]), records)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"not a tuning table: {error!r}") from error
+            data = json.loads(text)
+        except RecursionError:
+            raise ValueError("not a tuning table: nested without end") from None
+        if not isinstance(data, dict) or not isinstance(data.get("records"), list):
+            raise ValueError("not a tuning table: expected a mapping with 'device' and a list of 'records'")
+        if not isinstance(data.get("device"), str):
+            raise ValueError(f"not a tuning table: device is {data.get('device')!r}, expected a name")
+        return cls(data["device"], tuple(_record(i, r) for i, r in enumerate(data["records"])))
 
 
 def slug(device_name: str) -> str:
@@ -88,16 +84,17 @@ def slug(device_name: str) -> str:
 
 
 def user_folder(cache_root: str, device_name: str) -> Path:
-    """Where `sgl-kernels tune` writes, and selection looks, for a device: <cache root>/tuning/<device>."""
+    """Where selection looks for a device without being told: <cache root>/tuning/<device>."""
     return Path(cache_root).expanduser() / "tuning" / slug(device_name)
 
 
 def load_tables(paths: tuple[str, ...], cache_root: str, device_name: str) -> TuningTable:
     """The tables for a device: those under the cache root, then `paths` (files or folders), which win.
 
-    Tables of other devices and records made with other versions are left out, the latter with one warning.
+    Tables of other devices and records made with other versions are left out, the latter with one warning. So is a
+    damaged file under the cache root, which holds nothing that may not be deleted.
 
-    Raises ConfigError for a path that does not exist or a file that is not a table.
+    Raises ConfigError for one of `paths` that does not exist, or holds a file that is not a table.
     """
     return _load_tables(paths, str(user_folder(cache_root, device_name)), device_name)
 
@@ -107,12 +104,16 @@ def _load_tables(paths: tuple[str, ...], own: str, device_name: str) -> TuningTa
     table = TuningTable(device_name)
     for text, required in ((own, False), *((p, True) for p in paths)):
         path = Path(text).expanduser()
-        if not path.exists():
-            if required:
-                raise ConfigError(f"SGL_KERNELS_TUNING names {text!r}, which does not exist")
+        if not required and not path.exists():
             continue
-        for file in sorted(path.glob("**/*.json")) if path.is_dir() else [path]:
-            found = _read(file)
+        for file in _files(path):
+            try:
+                found = _read(file)
+            except ConfigError as error:
+                if required:
+                    raise
+                warn_once(f"damaged {file}", f"{error}; it is passed over")
+                continue
             if found.device_name == device_name:
                 table = table | TuningTable(
                     device_name, tuple(r for r in found.records if _is_fresh(r, file))
@@ -120,11 +121,75 @@ def _load_tables(paths: tuple[str, ...], own: str, device_name: str) -> TuningTa
     return table
 
 
+def check_tables(paths: tuple[str, ...], subject: str = "SGL_KERNELS_TUNING") -> None:
+    """Read every table that a setting names, whatever device it is of.
+
+    Raises ConfigError for the first path that does not exist or file that is not a table: naming `subject`, the
+    file, what is wrong with it and what to do. Settings are loaded once, so no call meets this later.
+    """
+    for text in paths:
+        try:
+            for file in _files(Path(text).expanduser()):
+                _read(file)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{subject} names {text!r}: {error}. Name a file or folder of tables, or take it out of {subject}"
+            ) from error
+
+
+def _files(path: Path) -> list[Path]:
+    """The tables that a path stands for."""
+    try:
+        if path.is_dir():
+            return sorted(p for p in path.glob("**/*.json") if p.is_file())
+        if path.exists():
+            return [path]
+    except OSError as error:
+        raise ConfigError(f"tuning table {path}: {error.strerror}") from error
+    raise ConfigError(f"tuning table {path} does not exist")
+
+
 def _read(file: Path) -> TuningTable:
     try:
-        return TuningTable.loads(file.read_text())
+        if not file.is_file():
+            raise ConfigError(f"tuning table {file} is no ordinary file")
+        if file.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"tuning table {file} is larger than {MAX_BYTES} bytes; no table is")
+        return TuningTable.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"tuning table {file}: {error}; write it anew with sgl-kernels tune") from error
+        raise ConfigError(f"tuning table {file}: {error}") from error
+
+
+def _record(index: int, row: Any) -> TuningRecord:
+    """One row of a table. Raises ValueError that names the row and the field."""
+
+    def field(name: str, kinds: Any, what: str) -> Any:
+        value = row.get(name)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ValueError(f"not a tuning table: records[{index}].{name} is {value!r:.80}, expected {what}")
+        return value
+
+    if not isinstance(row, dict):
+        raise ValueError(f"not a tuning table: records[{index}] is {row!r:.80}, expected a mapping")
+    versions = field("versions", dict, "a mapping from package to version")
+    key = _tupled(field("key", list, "a list of facts"))
+    median = float(field("median_ms", (int, float), "a number"))
+    try:
+        hash(key)
+    except TypeError:
+        raise ValueError(
+            f"not a tuning table: records[{index}].key holds a mapping, expected facts"
+        ) from None
+    if not math.isfinite(median):
+        raise ValueError(f"not a tuning table: records[{index}].median_ms is {median}, expected a time")
+    return TuningRecord(
+        field("op", str, "a name"),
+        key,
+        field("backend", str, "a name"),
+        field("config", (dict, type(None)), "a mapping or null"),
+        median,
+        tuple(sorted((str(name), str(version)) for name, version in versions.items())),
+    )
 
 
 def _is_fresh(record: TuningRecord, file: Path) -> bool:

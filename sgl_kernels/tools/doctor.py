@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import json
 import os
 import platform
+import shlex
+import shutil
 import sys
+import urllib.parse
+import urllib.request
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,13 +34,15 @@ from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.core.packages import VersionOf, installed_version
 from sgl_kernels.core.registry import Registry, registry
 from sgl_kernels.core.requires import FLOATS
-from sgl_kernels.core.settings import load_settings
-from sgl_kernels.core.verdict import Rejected
+from sgl_kernels.core.settings import check_files, load_settings
+from sgl_kernels.core.verdict import Reason, Rejected
+from sgl_kernels.kernels.cpu import loader
+from sgl_kernels.kernels.cpu.loader import LIBRARY_VARIABLE
+from sgl_kernels.ops import _fingerprint as keys
 from sgl_kernels.tools.doctor_probe import Outcome, probe_backends
 from sgl_kernels.tools.inventory import backend_doc
 
 PACKAGE = Path(__file__).resolve().parents[1]
-EXTENSION_FIX = "pip install --no-build-isolation --force-reinstall --no-deps"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +65,7 @@ class Diagnosis:
     devices: tuple[str, ...]
     target: str
     extension: Finding
+    key_module: Finding
     backends: tuple[Finding, ...]
     plugins: tuple[dict[str, str], ...] = ()
     problems: tuple[str, ...] = field(default=())
@@ -64,7 +73,7 @@ class Diagnosis:
     @property
     def is_healthy(self) -> bool:
         """Nothing is broken. A package that is merely absent breaks nothing."""
-        findings = (self.extension, *self.backends)
+        findings = (self.extension, self.key_module, *self.backends)
         return not (self.plugins or self.problems or any(f.status == "broken" for f in findings))
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,6 +109,7 @@ def examine(
         devices=tuple(devices()),
         target=str(target),
         extension=extension(),
+        key_module=key_module(),
         backends=tuple(
             _finding(name, found, static[name], outcomes.get(name)) for name, found in by_backend.items()
         ),
@@ -143,8 +153,6 @@ def devices() -> list[str]:
 
 def extension() -> Finding:
     """Our C++ extension: built, at which instruction set, or the command that builds it."""
-    from sgl_kernels.kernels.cpu import loader
-
     reason = loader.load()
     if reason is None:
         level = str(torch.ops.sgl_kernels_cpu.isa_level())
@@ -153,15 +161,54 @@ def extension() -> Finding:
             "C++ extension", "ready", f"instruction set {level}, {path.name if path else 'loaded'}"
         )
     status = "absent" if loader.library_path() is None else "broken"
-    return Finding("C++ extension", status, reason, extension_fix())
+    return Finding("C++ extension", status, f"{reason}; torch serves its calls", extension_fix())
+
+
+def key_module() -> Finding:
+    """The C++ module that tells calls apart, or what calls cost without it."""
+    if keys.fingerprint is not keys.through_attributes:
+        return Finding("C++ keys", "ready", "calls are told apart in C++")
+    built = next(iter(PACKAGE.glob("_key.*so")), None)
+    said = loader.why_not_built("_key") or (
+        "it was not built" if built is None else f"{built.name} does not load"
+    )
+    fix = extension_fix() if built is None else ""
+    return Finding("C++ keys", "absent", f"{said}; each call costs about 1 us more", fix)
 
 
 def extension_fix() -> str:
-    """The exact command that builds the extension: from this checkout, or from the package index."""
+    """What builds the extension: the command, with the sources this package came from where they are still there."""
+    if os.environ.get(LIBRARY_VARIABLE):
+        return f"unset {LIBRARY_VARIABLE}, or name a library that works"
+    install = f"{_python()} -m pip install --no-deps --force-reinstall --no-cache-dir"
+    compiler = shlex.split(os.environ.get("CXX", "g++"))[:1]
+    needs = (
+        "" if compiler and shutil.which(compiler[0]) else "install a C++20 compiler (g++ 11 or newer), then: "
+    )
     root = PACKAGE.parent
-    if (root / "setup.py").is_file() and (root / "csrc").is_dir():
-        return f"{_python()} -m pip install --no-build-isolation --no-deps -e {root}"
-    return f"{_python()} -m {EXTENSION_FIX} --no-binary sgl_kernels sgl_kernels=={__version__}"
+    if _has_sources(root):
+        return f"{needs}{_python()} -m pip install --no-deps -e {shlex.quote(str(root))}"
+    source = _installed_from()
+    if source is not None:
+        return f"{needs}{install} {shlex.quote(str(source))}"
+    return f"{needs}in a checkout of sgl_kernels, or with its sdist in place of the dot: {install} ."
+
+
+def _has_sources(folder: Path) -> bool:
+    return (folder / "setup.py").is_file() and any((folder / "csrc" / "cpu").glob("*.cpp"))
+
+
+def _installed_from() -> Path | None:
+    """The folder or the sdist that pip installed this package from (PEP 610), if it can be built from again."""
+    try:
+        record = importlib.metadata.distribution("sgl_kernels").read_text("direct_url.json")
+        address = urllib.parse.urlsplit(json.loads(record or "{}").get("url", ""))
+    except (importlib.metadata.PackageNotFoundError, ValueError, AttributeError):
+        return None
+    path = Path(urllib.request.url2pathname(address.path))
+    if address.scheme != "file" or not path.exists():
+        return None
+    return path if _has_sources(path) or path.name.endswith(".tar.gz") else None
 
 
 def _python() -> str:
@@ -172,7 +219,9 @@ def settings_problems(environ: Mapping[str, str]) -> list[str]:
     """What is wrong with the environment and the configuration file; empty when nothing is."""
     problems = []
     try:
-        target_device(load_settings(dict(environ)).target_device)
+        settings = load_settings(dict(environ))
+        check_files(settings)
+        target_device(settings.target_device)
     except ConfigError as error:
         problems.append(str(error))
     problems += [
@@ -188,6 +237,8 @@ def _static(found: list[Implementation], device: Device, version_of: VersionOf) 
         wanted = implementation.requires.dtypes or FLOATS
         dtype = next((d for d in (torch.bfloat16, torch.float32) if d in wanted), next(iter(wanted)))
         rejected = implementation.requires.rejects(dtype, device, version_of)
+        if rejected is None and implementation.absent is not None and (reason := implementation.absent()):
+            rejected = Rejected(Reason.LOAD, reason, extension_fix())
         if rejected is None:
             return None
         first = first or rejected
@@ -201,11 +252,11 @@ def _finding(
     doc = backend_doc(found)
     if rejected is not None:
         status = "elsewhere" if rejected.reason.value in ("platform", "capability") else "absent"
+        if rejected.reason is Reason.LOAD:
+            status = extension().status
         detail = rejected.detail.replace("the tensor is on", "this device is")
         return Finding(name, status, detail, rejected.hint, ops, doc)
     if outcome is None or outcome.works:
         return Finding(name, "ready", outcome.detail if outcome else "", "", ops, doc)
     status = "absent" if outcome.is_absent else "broken"
-    return Finding(
-        name, status, outcome.detail, outcome.fix or (extension_fix() if name == "cpu" else ""), ops, doc
-    )
+    return Finding(name, status, outcome.detail, outcome.fix, ops, doc)

@@ -28,7 +28,7 @@ class Question:
     dtype: torch.dtype = torch.bfloat16
     mask: str = "none"
     lengths: tuple[int, ...] = ()  # of the sequences of a packed batch
-    params: str = "batch"  # the shape adaLN parameters come in
+    params: str = ""  # the shape adaLN parameters come in; "batch" if not said
     grad: bool = False
     values: Mapping[str, Any] = field(default_factory=dict)  # schema argument -> value
     tensors: Mapping[str, tuple[tuple[int, ...], torch.dtype | None]] = field(default_factory=dict)
@@ -49,6 +49,7 @@ def arguments(op: Op, question: Question) -> tuple[Any, ...]:
                 )
     if question.mask != "none" and "attn_mask" not in names:
         raise ValueError(f"--mask is {question.mask!r}, but {op.name} has no attn_mask; leave --mask out")
+    _refuse_unused(op, question, names)
     if question.case or question.shape is None:
         found = _from_case(op, question)
     else:
@@ -69,6 +70,24 @@ def arguments(op: Op, question: Question) -> tuple[Any, ...]:
     return op.canonical(**found)
 
 
+def _refuse_unused(op: Op, question: Question, names: list[str]) -> None:
+    """Every option that was given takes part: one that this op, or a case, has no use for is an error."""
+    takers = {
+        "--kv-shape": (question.kv_shape, "k" in names, "a k and a v"),
+        "--lengths": (
+            question.lengths,
+            "cu_seqlens_q" in names,
+            "packed sequences, which attention_varlen has",
+        ),
+        "--params": (question.params, _is_adaln(op) or "gate" in names, "adaLN parameters"),
+    }
+    for option, (given, has_use, what) in takers.items():
+        if given and not has_use:
+            raise ValueError(f"{option} is given, but {op.name} has no {what}; leave {option} out")
+        if given and option != "--kv-shape" and question.shape is None:
+            raise ValueError(f"{option} is given without --shape, expected both; add --shape")
+
+
 def find_case(op: Op, name: str) -> Case:
     """A case of an op by name. Raises ValueError with the nearest match."""
     import difflib
@@ -78,7 +97,7 @@ def find_case(op: Op, name: str) -> Case:
         near = difflib.get_close_matches(name, cases, 1, 0.4)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(
-            f"{op.name} has no case {name!r}{hint} `sgl-kernels list cases --op {op.name}` names all"
+            f"--case: {op.name} has no case {name!r:.200}{hint} `sgl-kernels list cases --op {op.name}` names all"
         )
     return cases[name]
 
@@ -121,7 +140,12 @@ def _is_adaln(op: Op) -> bool:
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
+    try:
+        return torch.empty(shape, dtype=dtype, device="meta")
+    except RuntimeError:  # torch counts bytes in 64 bits
+        raise ValueError(
+            f"--shape or --tensor asks for {'x'.join(map(str, shape))} elements, more than any tensor can have"
+        ) from None
 
 
 def _first(op: Op, q: Question, shape: tuple[int, ...]) -> Tensor:

@@ -28,10 +28,31 @@ def test_a_table_survives_json():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"device": "x", "records": [{}]}', '{"device": "x", "records": 3}']
-)
-def test_what_is_not_a_table_is_refused(text):
-    with pytest.raises(ValueError):
+    "text, named",
+    [
+        ("", "Expecting value"),
+        ("[]", "a list of 'records'"),
+        ("{}", "a list of 'records'"),
+        ('{"device": "x", "records": 3}', "a list of 'records'"),
+        ('{"device": 3, "records": []}', "device is 3"),
+        ('{"device": "x", "records": [{}]}', r"records\[0\]\.versions is None"),
+        ('{"device": "x", "records": [7]}', r"records\[0\] is 7"),
+        ("[" * 100_000, "nested without end|Expecting"),
+        *(
+            (
+                '{"device": "x", "records": [{"op": "a", "key": [1], "backend": "b", "config": null, "median_ms": 1, '
+                f'"versions": {{}}, "{field}": {value}}}]}}',
+                rf"records\[0\]\.{field}",
+            )
+            for field, value in (
+                ("op", "1"), ("key", '"a"'), ("key", '[{"a": 1}]'), ("backend", '["b"]'), ("config", "3"),
+                ("median_ms", '"fast"'), ("median_ms", "NaN"), ("median_ms", "true"), ("versions", "[]"),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_not_a_table_is_refused(text, named):
+    with pytest.raises(ValueError, match=named):
         TuningTable.loads(text)
 
 
@@ -112,9 +133,50 @@ def test_a_missing_path_and_a_broken_file_are_errors_that_name_them(tmp_path, x)
     broken.write_text("{")
     with (
         activate(_dispatcher(tmp_path, broken)),
-        pytest.raises(ConfigError, match=r"broken\.json.*sgl-kernels tune"),
+        pytest.raises(ConfigError, match=r"broken\.json"),
     ):
         sgl_kernels.rms_norm(x)
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.write_text("{"), "Expecting property name"),
+        (lambda path: path.write_bytes(b"\xff\xfe"), "utf-8"),
+        (lambda path: (path.mkdir(), (path / "in.json").write_text("[]")), r"in\.json: not a tuning table"),
+        (lambda path: path.symlink_to("/dev/zero"), "no ordinary file"),
+        (lambda path: path.symlink_to(path), "Too many levels|does not exist"),
+    ],
+    ids=("missing", "broken", "bytes", "folder", "device", "loop"),
+)
+def test_a_table_that_cannot_be_used_is_an_error_when_settings_load(make, said, tmp_path, monkeypatch):
+    path = tmp_path / "table.json"
+    make(path)
+    monkeypatch.setenv("SGL_KERNELS_TUNING", str(path))
+    with pytest.raises(ConfigError, match=said) as caught:
+        sgl_kernels.load_settings()
+    assert str(caught.value).startswith(f"SGL_KERNELS_TUNING names '{path}'")
+    assert "take it out of SGL_KERNELS_TUNING" in str(caught.value)
+
+
+def test_a_file_names_its_line_for_a_table_that_is_not_there(tmp_path, monkeypatch):
+    file = tmp_path / "site.yaml"
+    file.write_text("check: true\ntuning_paths: [/nowhere/table.json]\n")
+    monkeypatch.setenv("SGLANG_DIFFUSION_ATTENTION_CONFIG", str(file))
+    with pytest.raises(ConfigError, match=r"site\.yaml:2: tuning_paths names '/nowhere/table\.json'"):
+        sgl_kernels.load_settings()
+
+
+def test_a_damaged_file_under_the_cache_root_is_passed_over_with_one_warning(tmp_path, x, caplog):
+    own = tuning.user_folder(str(tmp_path / "cache"), CPU)
+    own.mkdir(parents=True)
+    (own / "damaged.json").write_text("{")
+    (own / "good.json").write_text(TuningTable(CPU, (record(key=tuning_key(_facts(x)), ms=3.0),)).dumps())
+    with activate(_dispatcher(tmp_path)), caplog.at_level("WARNING", "sgl_kernels"):
+        assert sgl_kernels.explain("rms_norm", x).why == "tuned 3.000 ms"
+    (warning,) = [r.getMessage() for r in caplog.records]
+    assert "damaged.json" in warning and "passed over" in warning
 
 
 def test_use_takes_a_table(x):

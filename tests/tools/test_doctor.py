@@ -95,4 +95,4 @@ def test_extension_that_is_not_built_comes_with_its_command(monkeypatch):
     monkeypatch.setattr(loader, "load", lambda: "the C++ extension is not built")
     monkeypatch.setattr(loader, "library_path", lambda: None)
     found = doctor.extension()
-    assert found.status == "absent" and "pip install --no-build-isolation" in found.fix
+    assert found.status == "absent" and f"{sys.executable} -m pip install" in found.fix

@@ -11,6 +11,16 @@ import torch
 PACKAGE = Path(__file__).resolve().parents[2]
 # Another build of the library in place of the package's own: the sanitizer build of `make asan`, say.
 LIBRARY_VARIABLE = "SGL_KERNELS_CPU_LIBRARY"
+INTO = (
+    "silu_mul", "gelu_tanh", "gelu_mul", "group_norm", "scale_shift", "gate_residual", "rms_norm", "layer_norm",
+    "norm_scale_shift", "residual_gate_norm_scale_shift", "apply_rope", "qk_norm_rope",
+)  # fmt: skip
+OPS = (
+    *INTO, *(f"{op}_out" for op in INTO), "attention", "attention_varlen", "sage_attention", "linear",
+    "linear_unsupported_reason", "nvfp4_level", "nvfp4_quantize", "nvfp4_linear", "nvfp4_decode", "isa_level",
+    "peak_gflops",
+)  # fmt: skip
+"""What the library defines. One without all of them is of other sources, or of none, and serves nothing."""
 
 _lock = threading.Lock()
 _outcome: list[str | None] = []  # empty until the first load; then its reason, or None for success
@@ -22,6 +32,17 @@ def library_path() -> Path | None:
     if named:
         return Path(named)
     return next(iter(sorted(PACKAGE.glob("_cpu.*so"))), None)
+
+
+def why_not_built(module: str = "_cpu") -> str:
+    """What the build said when it made no `_cpu` or `_key`, in one line; '' where it said nothing."""
+    try:
+        said = (PACKAGE / f"{module}.not-built.txt").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    # After a failed command come the compiler's lines, of which the first error says most.
+    return next((line for line in lines if "error:" in line), lines[0] if lines else "")[:300]
 
 
 def load() -> str | None:
@@ -36,12 +57,20 @@ def load() -> str | None:
 def _load() -> str | None:
     path = library_path()
     if path is None:
-        return "the C++ extension is not built (reinstall with a C++20 compiler and --no-build-isolation)"
+        said = why_not_built()
+        return f"the C++ extension was not built{': ' if said else ''}{said}"
     if not path.is_file():
-        return f"the C++ extension {path} named by {LIBRARY_VARIABLE} does not exist"
+        named = f", which {LIBRARY_VARIABLE} names," if os.environ.get(LIBRARY_VARIABLE) else ""
+        return f"the C++ extension {path}{named} does not exist"
     try:
         torch.ops.load_library(str(path))
-        torch.ops.sgl_kernels_cpu.isa_level()
-    except (OSError, RuntimeError, AttributeError) as error:
-        return f"the C++ extension {path.name} does not load: {str(error).splitlines()[0]}"
+    except (OSError, RuntimeError) as error:
+        return f"the C++ extension {path.name} does not load: {(str(error).splitlines() or ['no reason'])[0]}"
+    lacking = [op for op in OPS if not hasattr(torch.ops.sgl_kernels_cpu, op)]
+    if len(lacking) == len(OPS):
+        return f"the C++ extension {path.name} holds no operation: it was built without its sources"
+    if lacking:
+        return (
+            f"the C++ extension {path.name} was built from other sources: it lacks {', '.join(lacking[:3])}"
+        )
     return None
