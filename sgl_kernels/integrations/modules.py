@@ -6,7 +6,6 @@ applied model, and pickling it, give an applied model with weights of its own.
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +16,8 @@ from torch.compiler import is_compiling
 from sgl_kernels.core.dispatch import _ACTIVE, Dispatcher, current
 from sgl_kernels.core.log import warn_once
 from sgl_kernels.core.settings import Scope
-from sgl_kernels.integrations import torch_hook
+from sgl_kernels.integrations import diffusers as in_diffusers
+from sgl_kernels.integrations import processors, torch_hook
 
 HOOK = "_sgl_kernels"
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -39,6 +39,8 @@ class Hook:
         backend: str | None = None,
         replacement: Replacement | None = None,
         needs_sdpa: bool = False,
+        owner: str = "",
+        proven: Any = None,
     ) -> None:
         self.module = module
         self.layer = layer
@@ -48,19 +50,26 @@ class Hook:
         self.previous = module.__dict__.get("forward")  # an instance-level forward that was there before us
         self.own: Callable[..., Any] = type(module).forward  # kept: dynamo cannot look it up on every class
         self.active = True
-        self.processor: tuple[Any, Any] | None = None  # diffusers: (theirs, our copy)
+        self.owner = owner  # which `apply` left it
+        self.proven = proven  # the child on whose meaning the replacement relies, while it is that child
+        self.asking = needs_sdpa and in_diffusers.asks(module)
+        self.processed = self.asking or (needs_sdpa and processors.processor_of(module) is not None)
         self.hold = torch_hook.hold() if needs_sdpa else None
         self.memo: tuple[Dispatcher, Dispatcher] | None = None
+        in_diffusers.find_dispatcher()
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state["memo"] = None
         state["hold"] = self.hold is not None
+        del state["own"]  # a function need not be found by its name where the class is
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.hold = torch_hook.hold() if state["hold"] else None
+        self.own = type(self.module).forward
+        self.hold = torch_hook.hold() if state["hold"] and self.active else None
+        in_diffusers.find_dispatcher()
 
     def enter(self) -> Any:
         """Make this layer's dispatcher the one in force; returns what `leave` takes."""
@@ -83,6 +92,8 @@ class Hook:
         """The module's own forward, with every attention inside it served by the registry."""
         if not self.active:
             return self.stock(*args, **kwargs)
+        if self.processed and in_diffusers.names_a_backend(self.module, self.asking):
+            return self._leave_alone(*args, **kwargs)
         if is_compiling():
             _tell_compiled(self.backend)
             torch_hook._state.tracing += 1
@@ -97,6 +108,22 @@ class Hook:
         finally:
             torch_hook._who.reset(who)
             leave(token)
+
+    def _leave_alone(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own forward where somebody named its backend, also inside a module that is served."""
+        if is_compiling():
+            tracing, torch_hook._state.tracing = torch_hook._state.tracing, 0
+            try:
+                return self.stock(*args, **kwargs)
+            finally:
+                torch_hook._state.tracing = tracing
+        who = torch_hook._who
+        token = who.set(torch_hook._DEFAULT) if who.get() is torch_hook._OURS else None
+        try:
+            return self.stock(*args, **kwargs)
+        finally:
+            if token is not None:
+                who.reset(token)
 
     def normalise(self, *args: Any, **kwargs: Any) -> Any:
         """The replacement of a norm's forward; its own under autocast, whose dtype rules are torch's."""
@@ -167,47 +194,29 @@ def detach(module: nn.Module) -> None:
     hook = found(module)
     if hook is None:
         return
+    if hook.module is not module:  # a shallow copy took the dictionary along: what it leads to stays as it is
+        if is_ours(module):
+            _give_back(module, hook)
+        module.__dict__.pop(HOOK, None)
+        return
     hook.active = False
     if hook.hold is not None:
         hook.hold.release()
-    if hook.processor is not None:
-        theirs, ours = hook.processor
-        if getattr(module, "processor", None) is ours:  # else somebody chose another one since; that stands
-            module.processor = theirs
     if is_ours(module):
-        if hook.previous is not None:
-            object.__setattr__(module, "forward", hook.previous)
-        else:
-            del module.__dict__["forward"]
+        _give_back(module, hook)
     elif "forward" in module.__dict__:
         return  # somebody wrapped us: stay in the chain, inactive
     module.__dict__.pop(HOOK, None)
 
 
-_calls: dict[type, bool] = {}
-ATTENTION_NAMES = frozenset({"scaled_dot_product_attention", "dispatch_attention_fn"})
+def _give_back(module: nn.Module, hook: Hook) -> None:
+    if hook.previous is not None:
+        object.__setattr__(module, "forward", hook.previous)
+    else:
+        del module.__dict__["forward"]
 
 
-def calls_attention(module: nn.Module) -> bool:
-    """Whether the code of a module's class names SDPA or diffusers' dispatcher, or runs a processor that may."""
-    if callable(getattr(module, "processor", None)):
-        return True
-    cls = type(module)
-    known = _calls.get(cls)
-    if known is None:
-        known = _calls[cls] = any(
-            isinstance(member, types.FunctionType) and _names(member.__code__)
-            for base in cls.__mro__
-            if base not in (nn.Module, object)
-            for member in vars(base).values()
-        )
-    return known
-
-
-def _names(code: types.CodeType) -> bool:
-    return bool(ATTENTION_NAMES & set(code.co_names)) or any(
-        _names(c) for c in code.co_consts if isinstance(c, types.CodeType)
-    )
+calls_attention = processors.calls_attention
 
 
 def role_of(name: str, module: nn.Module) -> str:
