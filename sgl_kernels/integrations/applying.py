@@ -50,10 +50,12 @@ class _Application:
 
     def undo(self) -> None:
         """Give back whatever of it is left, wherever it is now."""
-        for root in filter(None, [ref() for ref in self.roots]):
-            _release(root, self.owner)
-        for hook in filter(None, [ref() for ref in self.hooks]):
-            if found(hook.module) is hook:  # else another `apply` has replaced it, and answers for it
+        for root in (ref() for ref in self.roots):
+            if root is not None:
+                _release(root, self.owner)
+        for hook in (ref() for ref in self.hooks):
+            # One that another `apply` has replaced since is that one's to answer for.
+            if hook is not None and found(hook.module) is hook:
                 detach(hook.module)
         self.hooks.clear()
         self.roots.clear()

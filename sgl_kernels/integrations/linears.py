@@ -146,13 +146,15 @@ def _proven(module: Any, act: Any) -> bool:
 
 def relies_on(module: nn.Module) -> Any:
     """The child whose meaning a replacement takes for granted, or None."""
-    return module._modules.get("act_fn") or module._modules.get("intermediate_act_fn")
+    return module._modules.get("act_fn", module._modules.get("intermediate_act_fn"))
 
 
 def _form(module: Any) -> Replacement | None:
     """The replacement for a feed-forward part of transformers by what it computes, or None."""
     name = type(module).__name__
     children = {n for n, _ in module.named_children()}
+    if any(p.is_meta for p in module.parameters()):
+        return None  # nothing runs; whoever fills it applies then
     if any(m._forward_hooks or m._forward_pre_hooks for m in module.children()):
         return None  # such as those that move weights in and out: stock calls them as their author expects
     if name.endswith("Intermediate") and children == {"dense", "intermediate_act_fn"}:

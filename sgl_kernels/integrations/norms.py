@@ -182,6 +182,9 @@ def _eps(module: Any) -> float:
 
 def rms_form(module: nn.Module) -> Replacement | None:
     """The replacement for a norm class of transformers by what it computes; None if it is neither of ours."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, nn.Parameter) or weight.is_meta:
+        return None  # on meta nothing runs; whoever fills it applies then
     offset = proofs.rms_offset(module)
     return {0.0: transformers_rms_norm, 1.0: transformers_rms_norm_offset}.get(offset)  # type: ignore[arg-type]
 

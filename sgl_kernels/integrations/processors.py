@@ -7,6 +7,7 @@ never come near SDPA; processors that build a BlockMask name the backend that ca
 from __future__ import annotations
 
 import ast
+import dis
 import functools
 import inspect
 import textwrap
@@ -23,7 +24,7 @@ _DEPTH = 3
 
 def processor_of(module: nn.Module) -> Any:
     """The processor of an attention layer of diffusers, or None. A wrapper's is not its own."""
-    own = module.__dict__.get("processor") or module._modules.get("processor")
+    own = module.__dict__.get("processor", module._modules.get("processor"))
     return own if callable(own) else None
 
 
@@ -68,8 +69,7 @@ def _functions(cls: type) -> Iterator[types.FunctionType]:
 def _serves(function: types.FunctionType, cls: type, depth: int) -> bool:
     """Whether a function calls SDPA by its name in torch, or the dispatcher without naming a backend."""
     names = set(_names(function.__code__))
-    # A name of the module's own was bound before us, and stays torch's.
-    if SDPA in names and SDPA not in function.__globals__:
+    if SDPA in names and _asks_torch_for_it(function.__code__):
         return True
     if DISPATCH in names and not _names_its_backend(function):
         return True
@@ -93,6 +93,13 @@ def _names(code: types.CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             yield from _names(constant)
+
+
+def _asks_torch_for_it(code: types.CodeType) -> bool:
+    """Whether SDPA is read from torch when it is called. A name of the module's own was bound before us: torch's."""
+    if any(i.argval == SDPA and i.opname in ("LOAD_ATTR", "LOAD_METHOD") for i in dis.get_instructions(code)):
+        return True
+    return any(_asks_torch_for_it(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
 
 
 def _names_its_backend(function: types.FunctionType) -> bool:

@@ -13,7 +13,9 @@ _CONTAINERS = (dict, list, tuple, set)
 def _seen(value: Any) -> Any:
     if isinstance(value, _CONTAINERS):
         items = value.items() if isinstance(value, dict) else value
-        return type(value), [(id(k), id(v)) for k, v in items] if isinstance(value, dict) else list(map(id, items))
+        return type(value), [(id(k), id(v)) for k, v in items] if isinstance(value, dict) else list(
+            map(id, items)
+        )
     return id(value)
 
 

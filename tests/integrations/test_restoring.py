@@ -140,7 +140,9 @@ def test_a_pipeline_is_given_back_after(change: Callable[[Any], None], how: str)
     before = [snapshot(part) for part in parts]
     applied.remove()
     remove(pipe)
-    assert [differences(b, snapshot(p)) for b, p in zip(before, parts, strict=True)] == [[], [], []][: len(parts)]
+    assert [differences(b, snapshot(p)) for b, p in zip(before, parts, strict=True)] == [[], [], []][
+        : len(parts)
+    ]
 
 
 def test_a_component_that_is_given_up_is_not_kept_in_memory() -> None:
@@ -211,7 +213,11 @@ def test_two_pipelines_that_share_parts() -> None:
 def test_copies_and_their_originals_are_given_back_apart(family: str) -> None:
     model, _ = tiny.MODELS[family]()
     model.applied = sgl_kernels.apply(model)
-    copies = [copy.deepcopy(model)] if family == "bert" else [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    copies = (
+        [copy.deepcopy(model)]
+        if family == "bert"
+        else [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    )
     for copied in copies:
         assert is_applied(copied)
         copied.applied.remove()
@@ -234,7 +240,9 @@ def test_a_shallow_copy_does_not_take_the_hook_of_its_original() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_error_half_way_leaves_a_stock_model(error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_half_way_leaves_a_stock_model(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, _ = tiny.unet()
     before = snapshot(model)
     calls = []
