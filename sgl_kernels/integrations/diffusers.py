@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.packages import installed_version
-from sgl_kernels.integrations import processors
+from sgl_kernels.integrations import native, processors
 from sgl_kernels.ops.attention import compat
 from sgl_kernels.ops.attention.api import attention, attention_lse
 
@@ -87,8 +87,7 @@ def uninstall() -> None:
         if table._active_backend == NAME:
             table.set_active_backend(names.NATIVE)
         # Processors may still hold the member; under it now stands diffusers' own function.
-        native = table._backends[names.NATIVE]
-        table.register(_member, supports_context_parallel=True)(native)
+        table.register(_member, supports_context_parallel=True)(native.own(table))
 
 
 def is_installed() -> bool:

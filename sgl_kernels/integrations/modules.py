@@ -17,7 +17,7 @@ from sgl_kernels.core.dispatch import _ACTIVE, Dispatcher, current
 from sgl_kernels.core.log import warn_once
 from sgl_kernels.core.settings import Scope
 from sgl_kernels.integrations import diffusers as in_diffusers
-from sgl_kernels.integrations import processors, torch_hook
+from sgl_kernels.integrations import native, processors, torch_hook
 
 HOOK = "_sgl_kernels"
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -54,22 +54,29 @@ class Hook:
         self.proven = proven  # the child on whose meaning the replacement relies, while it is that child
         self.asking = needs_sdpa and in_diffusers.asks(module)
         self.processed = self.asking or (needs_sdpa and processors.processor_of(module) is not None)
-        self.hold = torch_hook.hold() if needs_sdpa else None
+        self.needs_sdpa = needs_sdpa
+        self.holds = self._hold()
         self.memo: tuple[Dispatcher, Dispatcher] | None = None
         in_diffusers.find_dispatcher()
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state["memo"] = None
-        state["hold"] = self.hold is not None
+        del state["holds"]
         del state["own"]  # a function need not be found by its name where the class is
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.own = type(self.module).forward
-        self.hold = torch_hook.hold() if state["hold"] and self.active else None
+        self.holds = self._hold() if self.active else ()
         in_diffusers.find_dispatcher()
+
+    def _hold(self) -> tuple[torch_hook.Hold | native.Hold, ...]:
+        """What must stay exchanged in torch and in diffusers while this hook is in force."""
+        if not self.needs_sdpa:
+            return ()
+        return (torch_hook.hold(), native.Hold()) if self.processed else (torch_hook.hold(),)
 
     def enter(self) -> Any:
         """Make this layer's dispatcher the one in force; returns what `leave` takes."""
@@ -200,8 +207,8 @@ def detach(module: nn.Module) -> None:
         module.__dict__.pop(HOOK, None)
         return
     hook.active = False
-    if hook.hold is not None:
-        hook.hold.release()
+    for hold in hook.holds:
+        hold.release()
     if is_ours(module):
         _give_back(module, hook)
     elif "forward" in module.__dict__:

@@ -99,7 +99,9 @@ def _asks_torch_for_it(code: types.CodeType) -> bool:
     """Whether SDPA is read from torch when it is called. A name of the module's own was bound before us: torch's."""
     if any(i.argval == SDPA and i.opname in ("LOAD_ATTR", "LOAD_METHOD") for i in dis.get_instructions(code)):
         return True
-    return any(_asks_torch_for_it(constant) for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return any(
+        _asks_torch_for_it(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)
+    )
 
 
 def _names_its_backend(function: types.FunctionType) -> bool:

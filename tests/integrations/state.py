@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch.nn.functional as F
@@ -22,6 +23,9 @@ def _seen(value: Any) -> Any:
 def snapshot(model: nn.Module, ignore: tuple[str, ...] = ()) -> dict[str, Any]:
     """(name, attribute) -> identity, for every module, its hooks, its processor; and torch's SDPA by name."""
     found: dict[str, Any] = {"sdpa": F.scaled_dot_product_attention}
+    dispatcher = sys.modules.get("diffusers.models.attention_dispatch")
+    if dispatcher is not None:
+        found["native"] = dispatcher._AttentionBackendRegistry._backends["native"]
     for name, module in model.named_modules():
         found[f"{name} class"] = type(module)
         found[f"{name} keys"] = [k for k in module.__dict__ if k not in ignore]

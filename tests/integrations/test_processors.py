@@ -136,12 +136,12 @@ def ltx2_decoder() -> tiny.Made:
     model = diffusers.LTX2VideoDiffusionDecoderModel(
         out_channels=3, latent_channels=8, patch_size=2, decoder_head_dim=16,
         decoder_stage_channels=(64, 32, 16, 16, 16), decoder_stage_depths=(1, 1, 1, 1, 1),
-        decoder_stage_kernels=((3, 3, 3),) * 4,
+        decoder_stage_kernels=((1, 3, 3),) * 4,
         decoder_upsample_strides=((1, 2, 2), (2, 1, 1), (2, 2, 2), (2, 2, 2)),
-        decoder_upsample_channel_reductions=(2, 2, 1, 1), decoder_stage5_kernel=(3, 3, 3), decoder_t_emb_dim=32,
+        decoder_upsample_channel_reductions=(2, 2, 1, 1), decoder_stage5_kernel=(1, 3, 3), decoder_t_emb_dim=32,
         spatial_compression_ratio=16, temporal_compression_ratio=8,
     ).eval()  # fmt: skip
-    return model, lambda m: m(z=tiny._r(1, 8, 2, 3, 3), generator=torch.Generator().manual_seed(0))[0]
+    return model, lambda m: m(z=tiny._r(1, 8, 1, 3, 3), generator=torch.Generator().manual_seed(0))[0]
 
 
 @torch.no_grad()
@@ -273,3 +273,48 @@ def test_the_linear_attention_of_sana_is_not_counted_and_the_other_is() -> None:
     with sgl_kernels.apply(model) as applied:
         assert applied.attention == ("transformer_blocks.0.attn2",) and served(run, model) == 1
         assert torch.allclose(run(model), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [
+    {}, {"attn_mask": torch.ones(2, 1, 1, 6, dtype=torch.bool)}, {"attn_mask": torch.ones(2, 6, dtype=torch.bool)},
+    {"attn_mask": torch.ones(6, 6, dtype=torch.bool).tril()}, {"is_causal": True}, {"scale": 0.3}, {"dropout_p": 1e-9},
+    {"attn_mask": torch.zeros(2, 4, 6, 6)},
+], ids=lambda c: "-".join(c) or "plain")  # fmt: skip
+def test_the_short_way_from_native_means_what_native_means(change: dict[str, Any]) -> None:
+    q, k, v = (tiny._r(2, 6, 4, 8, seed=i) for i in range(3))
+    want = dispatch_attention_fn(q, k, v, **change)
+    own = theirs._AttentionBackendRegistry._backends["native"]
+
+    class Model(nn.Module):
+        def forward(self) -> torch.Tensor:
+            return dispatch_attention_fn(q, k, v, **change)
+
+    model = Model()
+    with sgl_kernels.apply(model) as applied:
+        assert applied.attention == ("",)
+        assert torch.allclose(model(), want, atol=1e-5)
+        assert torch.allclose(
+            dispatch_attention_fn(q, k, v, **change), want, atol=1e-5
+        )  # beside the model: theirs
+        assert served(lambda m: dispatch_attention_fn(q, k, v, **change), model) == 0
+        assert served(lambda m: m(), model) == ("dropout_p" not in change)
+    assert theirs._AttentionBackendRegistry._backends["native"] is own
+    assert all(
+        key in theirs.AttentionBackendName.__members__.values()
+        for key in theirs._AttentionBackendRegistry._backends
+    )
+
+
+def test_the_short_way_closes_with_the_last_model() -> None:
+    own = theirs._AttentionBackendRegistry._backends["native"]
+    model, _ = tiny.flux()
+    other, run = tiny.flux()
+    one, two = sgl_kernels.apply(model), sgl_kernels.apply(other)
+    one.remove()
+    assert theirs._AttentionBackendRegistry._backends["native"] is not own and served(run, other) == 2
+    two.remove()
+    assert theirs._AttentionBackendRegistry._backends["native"] is own
+    with sgl_kernels.install("diffusers"):
+        applied = sgl_kernels.apply(model)
+    model.transformer_blocks[0].attn.processor._attention_backend = "sgl_kernels"  # taken out: their own runs
+    applied.remove()
