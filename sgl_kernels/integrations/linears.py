@@ -141,7 +141,8 @@ def silu_gated_mlp(self: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _proven(module: Any, act: Any) -> bool:
     """Whether the activation is still the one that was there when the formula was proven."""
-    return module.__dict__[HOOK].proven is act
+    hook = module.__dict__.get(HOOK)
+    return hook is not None and hook.proven is act
 
 
 def relies_on(module: nn.Module) -> Any:

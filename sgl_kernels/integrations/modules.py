@@ -6,6 +6,7 @@ applied model, and pickling it, give an applied model with weights of its own.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -227,13 +228,20 @@ calls_attention = processors.calls_attention
 
 
 def role_of(name: str, module: nn.Module) -> str:
-    """'cross' where a module attends to another sequence, else 'self'."""
+    """'cross' where a module attends to another sequence, else 'self'.
+
+    What the module says of itself decides; else the words of its own name and of its class: EncDecAttention is
+    one, AcrossFrames is none.
+    """
     cross = getattr(module, "is_cross_attention", None)
     if isinstance(cross, bool):
         return "cross" if cross else "self"
-    last = name.rpartition(".")[2]
-    return (
-        "cross"
-        if "cross" in last or last == "encoder_attn" or "cross" in type(module).__name__.lower()
-        else "self"
-    )
+    own = (name.rpartition(".")[2], type(module).__name__)
+    words = {w.lower() for part in own for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", part)}
+    if (
+        words & {"cross", "crossattention", "crossattn"}
+        or {"enc", "dec"} <= words
+        or own[0] == "encoder_attn"
+    ):
+        return "cross"
+    return "self"

@@ -37,6 +37,11 @@ def _fits(x: Tensor, first: Tensor | None, second: Tensor | None = None) -> bool
     return (first is None or first.dtype is dtype) and (second is None or second.dtype is dtype)
 
 
+def _spans(x: Tensor, weight: Tensor | None) -> bool:
+    """Whether a weight has one value for each element of the last dimension; a single one would be broadcast."""
+    return weight is None or x.shape[-1] == weight.shape[0]
+
+
 # --- torch's own -----------------------------------------------------------------------------------
 
 
@@ -82,12 +87,14 @@ def weighted_rms_norm(self: Any, hidden_states: Tensor) -> Tensor:
         if weight.dtype is not torch.float32:
             return _stock(self, hidden_states)  # type: ignore[no-any-return]
         hidden_states = hidden_states.float()
+    if not _spans(hidden_states, weight):
+        return _stock(self, hidden_states)  # type: ignore[no-any-return]
     return rms_norm(hidden_states, weight, self.eps)
 
 
 def mochi_rms_norm(self: Any, hidden_states: Tensor) -> Tensor:
     """MochiRMSNorm: everything in fp32, back to the input's dtype."""
-    if len(self.dim) != 1 or hidden_states.dtype is torch.float64:
+    if len(self.dim) != 1 or hidden_states.dtype is torch.float64 or not _spans(hidden_states, self.weight):
         return _stock(self, hidden_states)  # type: ignore[no-any-return]
     return rms_norm(hidden_states, self.weight, self.eps)
 
@@ -163,7 +170,7 @@ def lumina_rms_norm_zero(self: Any, x: Tensor, emb: Any = None) -> Any:
 def transformers_rms_norm(self: Any, *args: Any, **kwargs: Any) -> Any:
     """A transformers *RMSNorm that is proven to be x / rms(x) * weight."""
     weight = self.weight
-    if kwargs or len(args) != 1 or not _fits(args[0], weight) or args[0].shape[-1:] != weight.shape:
+    if kwargs or len(args) != 1 or not _fits(args[0], weight) or not _spans(args[0], weight):
         return _stock(self, *args, **kwargs)
     return rms_norm(args[0], weight, _eps(self))
 
@@ -171,7 +178,7 @@ def transformers_rms_norm(self: Any, *args: Any, **kwargs: Any) -> Any:
 def transformers_rms_norm_offset(self: Any, *args: Any, **kwargs: Any) -> Any:
     """A transformers *RMSNorm that is proven to be x / rms(x) * (1 + weight), as Gemma's."""
     weight = self.weight
-    if kwargs or len(args) != 1 or not _fits(args[0], weight) or args[0].shape[-1:] != weight.shape:
+    if kwargs or len(args) != 1 or not _fits(args[0], weight) or not _spans(args[0], weight):
         return _stock(self, *args, **kwargs)
     return rms_norm(args[0], weight, _eps(self), weight_offset=1.0)
 
@@ -204,7 +211,10 @@ def group_norm_silu(self: nn.GroupNorm, input: Tensor) -> Tensor:
 
 def _still_paired(norm: nn.GroupNorm) -> bool:
     """Whether the SiLU behind a norm is the one that was there, with our hook and nobody else's."""
-    owner, name, act = norm.__dict__[HOOK].proven
+    ours = norm.__dict__.get(HOOK)
+    if ours is None:
+        return False  # given back by another thread meanwhile
+    owner, name, act = ours.proven
     hook = act.__dict__.get(HOOK)
     return (
         owner._modules.get(name) is act

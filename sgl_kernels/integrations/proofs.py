@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from sgl_kernels.integrations.modules import HOOK
 
@@ -36,6 +37,7 @@ class NotProvenError(Exception):
 def _laboratory() -> Iterator[None]:
     """Nothing of the caller's surroundings reaches a probe, and the probe moves no random numbers."""
     with ExitStack() as stack:
+        stack.enter_context(_disable_current_modes())  # such as fake tensors, with which nothing is proven
         stack.enter_context(torch.random.fork_rng(devices=[]))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))

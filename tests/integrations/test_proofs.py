@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import sgl_kernels
-from sgl_kernels.integrations import library_proofs, linears, norms, proofs
+from sgl_kernels.integrations import linears, norms, proofs
+from sgl_kernels.integrations.modules import role_of
 from tests.integrations import tiny
 from tests.integrations.state import differences, snapshot
 
@@ -327,54 +328,6 @@ def test_models_with_odd_norms_are_applied_and_equal_stock(family: str) -> None:
     assert torch.allclose(have, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
 
 
-# --- diffusers' own parts ----------------------------------------------------------------------------
-
-
-def test_every_replacement_for_a_part_of_diffusers_is_proven_with_this_release() -> None:
-    from diffusers.models import activations, normalization
-
-    for library, table, inner in (
-        (normalization, norms.DIFFUSERS, norms.replacement_for),
-        (activations, linears.DIFFUSERS, linears._nothing),
-    ):
-        for name, replacement in table.items():
-            theirs = getattr(library, name)
-            assert library_proofs.replaces(theirs, theirs, replacement, inner), name
-
-
-@pytest.mark.parametrize("name", ["AdaLayerNormZero", "RMSNorm", "GEGLU", "SwiGLU", "FP32LayerNorm"])
-def test_another_release_with_other_code_is_found_out(name: str) -> None:
-    from diffusers.models import activations, normalization
-
-    library, table = (
-        (normalization, norms.DIFFUSERS) if name in norms.DIFFUSERS else (activations, linears.DIFFUSERS)
-    )
-    theirs = getattr(library, name)
-
-    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        out = theirs.forward(self, *args, **kwargs)
-        return (out[0] * 1.01, *out[1:]) if isinstance(out, tuple) else out * 1.01
-
-    changed = type(name, (theirs,), {"forward": forward})
-    inner = norms.replacement_for if name in norms.DIFFUSERS else linears._nothing
-    assert not library_proofs.replaces(changed, changed, table[name], inner)
-
-
-@torch.no_grad()
-def test_a_subclass_that_changes_what_the_forward_calls_keeps_it() -> None:
-    from diffusers.models.activations import GEGLU, GELU
-
-    def relu(self: Any, gate: Tensor) -> Tensor:
-        return F.relu(gate)
-
-    x = torch.randn(2, 3, 8)
-    for cls in (GEGLU, GELU):
-        model = type("Odd", (cls,), {"gelu": relu})(8, 12)
-        want = model(x)
-        with sgl_kernels.apply(model):
-            assert torch.allclose(model(x), want, atol=1e-5)
-
-
 @pytest.mark.parametrize("shape", [(0, 4, 3), (2, 4, 0), (0, 4)])
 def test_gradients_of_norms_of_nothing_are_torchs(shape: tuple[int, ...]) -> None:
     norm = nn.GroupNorm(2, 4)
@@ -388,3 +341,17 @@ def test_gradients_of_norms_of_nothing_are_torchs(shape: tuple[int, ...]) -> Non
     applied.remove()
     for want, have in zip(*grads, strict=True):
         assert torch.equal(want.nan_to_num(), have.nan_to_num()) and want.shape == have.shape
+
+
+@pytest.mark.parametrize(
+    "name, cls, role",
+    [("attn2", "Attention", "self"), ("cross_attn", "Attention", "cross"), ("crossattention", "BertAttention", "cross"),
+     ("EncDecAttention", "T5Attention", "cross"), ("encoder_attn", "BartAttention", "cross"),
+     ("across_frames", "AcrossAttention", "self"), ("attn", "BlipCrossAttention", "cross"),
+     ("a.cross.attn", "A", "self")],
+)  # fmt: skip
+def test_the_role_of_a_layer_is_read_in_words(name: str, cls: str, role: str) -> None:
+    module = type(cls, (nn.Module,), {})()
+    assert role_of(name, module) == role
+    module.is_cross_attention = role == "self"
+    assert role_of(name, module) != role
