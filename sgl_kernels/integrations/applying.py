@@ -18,7 +18,7 @@ from sgl_kernels.integrations import linears as replace_linear
 from sgl_kernels.integrations import norms as replace
 from sgl_kernels.integrations import padding as replace_padding
 from sgl_kernels.integrations import rocm_vae
-from sgl_kernels.integrations import transformers as in_transformers
+from sgl_kernels.integrations import transformers_apply as in_transformers
 from sgl_kernels.integrations.modules import (
     Hook,
     attach,
@@ -40,13 +40,15 @@ class Applied:
     """
 
     def __init__(
-        self, model: Any, attention: list[str], norms: list[str], linears: list[str], packed: list[str]
-    ) -> None:
+        self, model: Any, attention: list[str], norms: list[str], linears: list[str], packed: list[str],
+        left: list[str],
+    ) -> None:  # fmt: skip
         self.model = model
         self.attention = tuple(attention)
         self.norms = tuple(norms)
         self.linears = tuple(linears)
         self.packed = tuple(packed)
+        self.left = tuple(left)  # attention that is of another kind, or was chosen by name: stock runs it
 
     def remove(self) -> None:
         """Give the model back as it was. Calling it again changes nothing."""
@@ -64,7 +66,9 @@ class Applied:
         name = type(self.model).__name__
         linears = f", {len(self.linears)} linear layers and gates" if self.linears else ""
         packed = ", padding skipped" if self.packed else ""
-        return f"Applied({name}: {len(self.attention)} attention layers, {len(self.norms)} norms{linears}{packed})"
+        left = f", {len(self.left)} attention layers left to stock" if self.left else ""
+        served = f"{len(self.attention)} attention layers, {len(self.norms)} norms"
+        return f"Applied({name}: {served}{linears}{packed}{left})"
 
 
 def apply(
@@ -109,7 +113,7 @@ def apply(
         except BaseException:
             remove(model)  # never half applied
             raise
-    return Applied(model, *([name for part in served for name in part[kind]] for kind in range(4)))
+    return Applied(model, *([name for part in served for name in part[kind]] for kind in range(5)))
 
 
 def _apply_to(
@@ -120,7 +124,7 @@ def _apply_to(
     norms: bool,
     linears: bool,
     padding: str,
-) -> tuple[list[str], list[str], list[str], list[str]]:
+) -> tuple[list[str], list[str], list[str], list[str], list[str]]:
     layers: list[str] = []
     swapped: list[str] = []
     projections: list[str] = []
@@ -140,17 +144,18 @@ def _apply_to(
         _pair_silu(root)
     if rocm_vae.wanted(root, current().settings):
         rocm_vae.tune_convolutions(root)
-    if attention and in_transformers.applies_to(root):
-        layers += in_transformers.hook(root, prefix, backend)
-    return layers, swapped, projections, packed
+    left: list[str] = []
+    if attention:
+        served, left = in_transformers.hook(root, prefix, backend)
+        layers += served
+    return layers, swapped, projections, packed, left
 
 
 def remove(model: Any) -> None:
     """Undo `apply` on a model. A model that is not applied is left as it is."""
     with _lock:
         for _, root in _roots(model):
-            if in_transformers.applies_to(root):
-                in_transformers.unhook(root)
+            in_transformers.unhook(root)
             rocm_vae.release(root)
             for _, module in root.named_modules():
                 detach(module)
