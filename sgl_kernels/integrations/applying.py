@@ -17,7 +17,7 @@ from sgl_kernels.integrations import linears as replace_linear
 from sgl_kernels.integrations import norms as replace
 from sgl_kernels.integrations import padding as replace_padding
 from sgl_kernels.integrations import processors, rocm_vae
-from sgl_kernels.integrations import transformers as in_transformers
+from sgl_kernels.integrations import transformers_apply as in_transformers
 from sgl_kernels.integrations.modules import (
     Hook,
     attach,
@@ -80,6 +80,7 @@ class Applied:
         norms: list[str],
         linears: list[str],
         packed: list[str],
+        left: list[str],
         application: _Application | None = None,
     ) -> None:
         self.model = model
@@ -87,6 +88,7 @@ class Applied:
         self.norms = tuple(norms)
         self.linears = tuple(linears)
         self.packed = tuple(packed)
+        self.left = tuple(left)  # attention that is of another kind, or was chosen by name: stock runs it
         self._application = application
         self._owner = "" if application is None else application.owner
 
@@ -116,7 +118,9 @@ class Applied:
         name = type(self.model).__name__
         linears = f", {len(self.linears)} linear layers and gates" if self.linears else ""
         packed = ", padding skipped" if self.packed else ""
-        return f"Applied({name}: {len(self.attention)} attention layers, {len(self.norms)} norms{linears}{packed})"
+        left = f", {len(self.left)} attention layers left to stock" if self.left else ""
+        served = f"{len(self.attention)} attention layers, {len(self.norms)} norms"
+        return f"Applied({name}: {served}{linears}{packed}{left})"
 
 
 def apply(
@@ -166,7 +170,7 @@ def apply(
             remove(model)  # never half applied
             raise
     return Applied(
-        model, *([name for part in served for name in part[kind]] for kind in range(4)), application
+        model, *([name for part in served for name in part[kind]] for kind in range(5)), application
     )
 
 
@@ -186,11 +190,12 @@ def _apply_to(
     norms: bool,
     linears: bool,
     padding: str,
-) -> tuple[list[str], list[str], list[str], list[str]]:
+) -> tuple[list[str], list[str], list[str], list[str], list[str]]:
     layers: list[str] = []
     swapped: list[str] = []
     projections: list[str] = []
     packed: list[str] = []
+    left: list[str] = []
     application.roots.append(weakref.ref(root))
     _last[root] = application.owner
 
@@ -216,16 +221,18 @@ def _apply_to(
         elif attention and calls_attention(module):
             hook = Hook(module, path, role_of(path, module), backend, needs_sdpa=True)
             application.attach(hook, hook.attend)
-            if processors.reaches_sdpa(module) and not in_diffusers.names_a_backend(module, hook.asking):
-                layers.append(path)
+            named = in_diffusers.names_a_backend(module, hook.asking)
+            (left if named or not processors.reaches_sdpa(module) else layers).append(path)
     if norms:
         _pair_silu(application, root)
     if rocm_vae.wanted(root, current().settings):
         rocm_vae.tune_convolutions(root)
-    if attention and in_transformers.applies_to(root):
-        layers += in_transformers.hook(root, prefix, backend)
+    if attention:
+        served, stays = in_transformers.hook(root, prefix, backend)
+        layers += served
+        left += stays
     _adopt(application, root)
-    return layers, swapped, projections, packed
+    return layers, swapped, projections, packed, left
 
 
 def _layers(prefix: str, root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -266,8 +273,6 @@ def _release(root: nn.Module, owner: str = "") -> None:
     modules = list(root.modules())
     held = _last.get(root) == owner or any(h is not None and h.owner == owner for h in map(found, modules))
     if not owner or held:
-        if in_transformers.applies_to(root):
-            in_transformers.unhook(root)
         rocm_vae.release(root)
         for module in modules:
             _last.pop(module, None)

@@ -79,6 +79,9 @@ class Hook:
             return ()
         return (torch_hook.hold(), native.Hold()) if self.processed else (torch_hook.hold(),)
 
+    def give_back(self) -> None:
+        """Undo what was changed on the module besides its forward."""
+
     def enter(self) -> Any:
         """Make this layer's dispatcher the one in force; returns what `leave` takes."""
         parent = current()
@@ -208,6 +211,7 @@ def detach(module: nn.Module) -> None:
         module.__dict__.pop(HOOK, None)
         return
     hook.active = False
+    hook.give_back()
     for hold in hook.holds:
         hold.release()
     if is_ours(module):

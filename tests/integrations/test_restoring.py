@@ -74,7 +74,7 @@ def test_every_attribute_of_every_module_is_as_it_was(family: str) -> None:
     model, run = tiny.MODELS[family]()
     with torch.no_grad():
         run(model)  # some models keep what they computed once
-    ignore = ("config",) if family in tiny.TRANSFORMERS else ()
+    ignore = ()
     before = snapshot(model, ignore)
     for _ in range(2):
         applied = sgl_kernels.apply(model)
