@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from types import TracebackType
 from typing import Any
 
@@ -13,15 +14,29 @@ LIBRARIES: dict[str, str] = {
 }
 
 
+_lock = threading.RLock()
+_wanted: dict[str, set[Installation]] = {}
+"""name -> the installations that are not given back yet; the last one takes the integration out."""
+
+
 class Installation:
-    """An installed integration. `uninstall()` takes it out; so does the end of a `with` block."""
+    """One `install` of an integration. `uninstall()` gives it back; so does the end of a `with` block.
+
+    The integration goes when the last of its installations does, so that a block inside another one, or inside a
+    process that installed for good, leaves things as it found them.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def uninstall(self) -> None:
-        """Take it out. Calling it again changes nothing."""
-        uninstall(self.name)
+        """Give it back. Calling it again changes nothing."""
+        with _lock:
+            wanted = _wanted.get(self.name, set())
+            if self in wanted:
+                wanted.discard(self)
+                if not wanted:
+                    uninstall(self.name)
 
     def __enter__(self) -> Installation:
         return self
@@ -36,7 +51,7 @@ class Installation:
 
 
 def install(name: str) -> Installation:
-    """Make another library able to call the registry. Reversible, and again changes nothing.
+    """Make another library able to call the registry. Reversible; installs nest.
 
     "torch"         torch.nn.functional.scaled_dot_product_attention, for the whole process
     "diffusers"     the name "sgl_kernels" for set_attention_backend and attention_backend
@@ -46,15 +61,21 @@ def install(name: str) -> Installation:
 
     Raises ConfigError for an unknown name, and where the library is missing or of a version that is not known.
     """
-    _module(name).install()
-    return Installation(name)
+    module = _module(name)
+    with _lock:
+        module.install()
+        installation = Installation(name)
+        _wanted.setdefault(name, set()).add(installation)
+    return installation
 
 
 def uninstall(name: str) -> None:
-    """Undo `install(name)`. Calling it again changes nothing."""
+    """Take an integration out, whoever installed it and however often. Calling it again changes nothing."""
     module = _module(name)
-    if module.is_installed():
-        module.uninstall()
+    with _lock:
+        _wanted.pop(name, None)
+        if module.is_installed():
+            module.uninstall()
 
 
 def apply(

@@ -6,6 +6,7 @@ member is added to it, and removed again by `uninstall`. Versions whose internal
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.packages import installed_version
+from sgl_kernels.integrations import native, processors
 from sgl_kernels.ops.attention import compat
 from sgl_kernels.ops.attention.api import attention, attention_lse
 
@@ -24,6 +26,7 @@ KNOWN = ("0.36", "0.44")
 
 _lock = threading.RLock()
 _member: Any = None  # one object for the life of the process: processors keep references to it
+_loaded: Any = None  # diffusers' dispatcher, once a model that may ask it is applied
 
 
 def _dispatch_module() -> Any:
@@ -84,8 +87,7 @@ def uninstall() -> None:
         if table._active_backend == NAME:
             table.set_active_backend(names.NATIVE)
         # Processors may still hold the member; under it now stands diffusers' own function.
-        native = table._backends[names.NATIVE]
-        table.register(_member, supports_context_parallel=True)(native)
+        table.register(_member, supports_context_parallel=True)(native.own(table))
 
 
 def is_installed() -> bool:
@@ -100,6 +102,32 @@ def member() -> Any:
     if not is_installed():
         install()
     return _member
+
+
+def find_dispatcher() -> None:
+    """Look once whether diffusers' dispatcher is loaded, so that `names_a_backend` need not at every call."""
+    global _loaded
+    _loaded = sys.modules.get("diffusers.models.attention_dispatch")
+
+
+def asks(module: Any) -> bool:
+    """Whether a module's own attention goes through diffusers' dispatcher and has no place to name a backend."""
+    processor = processors.processor_of(module)
+    source = type(module if processor is None else processor)
+    return not hasattr(source, "_attention_backend") and processors.dispatches(source)
+
+
+def names_a_backend(module: Any, asking: bool) -> bool:
+    """Whether the attention of a module runs on a backend that its processor or the user named; ours is none.
+
+    The user's own is in the processor (set_attention_backend) or is the one in force (attention_backend(...),
+    DIFFUSERS_ATTN_BACKEND); "native" in force is what nobody chose. asking: what `asks` said of the module.
+    """
+    named = getattr(getattr(module, "processor", module), "_attention_backend", "")
+    if named is None or (asking and named == ""):
+        named = "native" if _loaded is None else _loaded._AttentionBackendRegistry._active_backend
+        return named != "native" and named != NAME
+    return named != "" and named != NAME
 
 
 def _reduce(protocol: int) -> Any:

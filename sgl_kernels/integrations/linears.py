@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from sgl_kernels.core.device import Device, probe
 from sgl_kernels.core.registry import registry
-from sgl_kernels.integrations.modules import is_ours
+from sgl_kernels.integrations import library_proofs, proofs
+from sgl_kernels.integrations.modules import HOOK, is_ours
 from sgl_kernels.integrations.norms import Replacement, _fits, _stock
 from sgl_kernels.ops.activation.api import gelu_mul, gelu_tanh, silu_mul
 from sgl_kernels.ops.linear.api import linear
@@ -61,7 +61,7 @@ def torch_linear(self: nn.Linear, input: Tensor) -> Tensor:
 
 def torch_gelu(self: nn.GELU, input: Tensor) -> Tensor:
     """nn.GELU by its tanh approximation."""
-    if is_compiling() or type(input) not in _PLAIN:
+    if is_compiling() or type(input) not in _PLAIN or self.approximate != "tanh":
         return _stock(self, input)  # type: ignore[no-any-return]
     return gelu_tanh(input)
 
@@ -90,7 +90,10 @@ def gelu_gate(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Te
     """GEGLU: the second half of the projection gates the first, by the exact GELU (on an NPU by another one)."""
     if args or kwargs or is_compiling() or hidden_states.device.type == "npu":
         return _stock(self, hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
-    value, gate = self.proj(hidden_states).chunk(2, dim=-1)
+    both = self.proj(hidden_states)
+    value, gate = both.chunk(2, dim=-1)
+    if type(both) not in _PLAIN:
+        return value * self.gelu(gate)  # type: ignore[no-any-return]
     return gelu_mul(gate, value, approximate="none")
 
 
@@ -98,7 +101,10 @@ def silu_gate(self: Any, hidden_states: Tensor) -> Tensor:
     """SwiGLU: the second half of the projection gates the first."""
     if is_compiling() or type(self.activation) is not nn.SiLU or _watched(self.activation):
         return _stock(self, hidden_states)  # type: ignore[no-any-return]
-    value, gate = self.proj(hidden_states).chunk(2, dim=-1)
+    both = self.proj(hidden_states)
+    value, gate = both.chunk(2, dim=-1)
+    if type(both) not in _PLAIN:
+        return value * self.activation(gate)  # type: ignore[no-any-return]
     return silu_mul(gate, value)
 
 
@@ -114,52 +120,50 @@ DIFFUSERS: dict[str, Replacement] = {
 # --- transformers' ---------------------------------------------------------------------------------
 
 
-def gelu_intermediate(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """A transformers *Intermediate that `_form` found to be gelu(dense(x))."""
-    dense = self.dense
-    if args or kwargs or not _ready(hidden_states, dense) or _watched(self.intermediate_act_fn):
-        return _stock(self, hidden_states, *args, **kwargs)
-    return linear(hidden_states, dense.weight, dense.bias, activation="gelu")
+def gelu_intermediate(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """A transformers *Intermediate that is proven to be gelu(dense(x))."""
+    dense, act = self.dense, self.intermediate_act_fn
+    if kwargs or len(args) != 1 or not _ready(args[0], dense) or _watched(act) or not _proven(self, act):
+        return _stock(self, *args, **kwargs)
+    return linear(args[0], dense.weight, dense.bias, activation="gelu")
 
 
-def silu_gated_mlp(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """A transformers *MLP that `_form` found to be down_proj(silu(gate_proj(x)) * up_proj(x))."""
-    if args or kwargs or is_compiling() or _watched(self.act_fn):
-        return _stock(self, x, *args, **kwargs)
-    return self.down_proj(silu_mul(self.gate_proj(x), self.up_proj(x)))
+def silu_gated_mlp(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """A transformers *MLP that is proven to be down_proj(silu(gate_proj(x)) * up_proj(x))."""
+    act = self.act_fn
+    if kwargs or len(args) != 1 or is_compiling() or _watched(act) or not _proven(self, act):
+        return _stock(self, *args, **kwargs)
+    gate, up = self.gate_proj(args[0]), self.up_proj(args[0])
+    if type(gate) not in _PLAIN or type(up) not in _PLAIN or gate.dtype is not up.dtype:
+        return self.down_proj(act(gate) * up)
+    return self.down_proj(silu_mul(gate, up))
+
+
+def _proven(module: Any, act: Any) -> bool:
+    """Whether the activation is still the one that was there when the formula was proven."""
+    hook = module.__dict__.get(HOOK)
+    return hook is not None and hook.proven is act
+
+
+def relies_on(module: nn.Module) -> Any:
+    """The child whose meaning a replacement takes for granted, or None."""
+    return module._modules.get("act_fn", module._modules.get("intermediate_act_fn"))
 
 
 def _form(module: Any) -> Replacement | None:
-    """A transformers feed-forward part by what it computes: run once on a small input, and compared."""
+    """The replacement for a feed-forward part of transformers by what it computes, or None."""
     name = type(module).__name__
     children = {n for n, _ in module.named_children()}
-    candidate: Replacement
+    if any(p.is_meta for p in module.parameters()):
+        return None  # nothing runs; whoever fills it applies then
+    if any(m._forward_hooks or m._forward_pre_hooks for m in module.children()):
+        return None  # such as those that move weights in and out: stock calls them as their author expects
     if name.endswith("Intermediate") and children == {"dense", "intermediate_act_fn"}:
-        first, candidate = module.dense, gelu_intermediate
-    elif name.endswith("MLP") and children == {"gate_proj", "up_proj", "down_proj", "act_fn"}:
-        first, candidate = module.gate_proj, silu_gated_mlp
-    else:
-        return None
-    if any(m._forward_hooks or m._forward_pre_hooks for m in module.modules()):
-        return None  # they would see the small input
-    if (
-        not isinstance(first, nn.Linear)
-        or type(first.weight) not in _PLAIN
-        or first.weight.device.type == "meta"
-    ):
-        return None
-    wave = torch.arange(2 * first.in_features, device=first.weight.device, dtype=torch.float32)
-    x = (torch.sin(wave * 0.7) * 2 + 0.3).reshape(2, -1).to(first.weight.dtype)
-    try:
-        with torch.no_grad():
-            want, have = _stock(module, x), candidate(module, x)
-    except (TypeError, RuntimeError, ValueError, AttributeError):
-        return None
-    if not isinstance(want, Tensor) or want.shape != have.shape or want.dtype is not have.dtype:
-        return None
-    # Stock rounds up to twice more than ours; the other activations differ by 1e-3 of the largest value and up.
-    tolerance = 8 * torch.finfo(x.dtype).eps * float(want.abs().max())
-    return candidate if torch.allclose(have.double(), want.double(), rtol=0, atol=tolerance) else None
+        plain = type(module.dense).forward is nn.Linear.forward
+        return gelu_intermediate if plain and proofs.is_gelu_of_dense(module) else None
+    if name.endswith("MLP") and children == {"gate_proj", "up_proj", "down_proj", "act_fn"}:
+        return silu_gated_mlp if proofs.is_silu_gated(module) else None
+    return None
 
 
 # --- which ----------------------------------------------------------------------------------------
@@ -181,6 +185,8 @@ def replacement_for(module: nn.Module) -> Replacement | None:
     for name, replacement in DIFFUSERS.items():
         theirs = getattr(library, name, None)
         if theirs is not None and forward is theirs.forward:
+            if not library_proofs.replaces(cls, theirs, replacement, _nothing):
+                return None
             if replacement is gelu_projection:
                 activation = "gelu_tanh" if getattr(module, "approximate", "none") == "tanh" else "gelu"
                 return replacement if _worth(module.proj, activation) else None
@@ -188,6 +194,10 @@ def replacement_for(module: nn.Module) -> Replacement | None:
                 return replacement if _worth(module.proj, "silu") else None
             return replacement
     return None
+
+
+def _nothing(module: nn.Module) -> None:
+    """No child of these is replaced for its own sake."""
 
 
 def _worth(layer: Any, activation: str) -> bool:

@@ -6,7 +6,7 @@ applied model, and pickling it, give an applied model with weights of its own.
 
 from __future__ import annotations
 
-import types
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch.compiler import is_compiling
 from sgl_kernels.core.dispatch import _ACTIVE, Dispatcher, current
 from sgl_kernels.core.log import warn_once
 from sgl_kernels.core.settings import Scope
-from sgl_kernels.integrations import torch_hook
+from sgl_kernels.integrations import diffusers as in_diffusers
+from sgl_kernels.integrations import native, processors, torch_hook
 
 HOOK = "_sgl_kernels"
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -39,6 +40,8 @@ class Hook:
         backend: str | None = None,
         replacement: Replacement | None = None,
         needs_sdpa: bool = False,
+        owner: str = "",
+        proven: Any = None,
     ) -> None:
         self.module = module
         self.layer = layer
@@ -48,19 +51,36 @@ class Hook:
         self.previous = module.__dict__.get("forward")  # an instance-level forward that was there before us
         self.own: Callable[..., Any] = type(module).forward  # kept: dynamo cannot look it up on every class
         self.active = True
-        self.processor: tuple[Any, Any] | None = None  # diffusers: (theirs, our copy)
-        self.hold = torch_hook.hold() if needs_sdpa else None
+        self.owner = owner  # which `apply` left it
+        self.proven = proven  # the child on whose meaning the replacement relies, while it is that child
+        self.asking = needs_sdpa and in_diffusers.asks(module)
+        self.processed = self.asking or (needs_sdpa and processors.processor_of(module) is not None)
+        self.needs_sdpa = needs_sdpa
+        self.holds = self._hold()
         self.memo: tuple[Dispatcher, Dispatcher] | None = None
+        in_diffusers.find_dispatcher()
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         state["memo"] = None
-        state["hold"] = self.hold is not None
+        del state["holds"]
+        del state["own"]  # a function need not be found by its name where the class is
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self.hold = torch_hook.hold() if state["hold"] else None
+        self.own = type(self.module).forward
+        self.holds = self._hold() if self.active else ()
+        in_diffusers.find_dispatcher()
+
+    def _hold(self) -> tuple[torch_hook.Hold | native.Hold, ...]:
+        """What must stay exchanged in torch and in diffusers while this hook is in force."""
+        if not self.needs_sdpa:
+            return ()
+        return (torch_hook.hold(), native.Hold()) if self.processed else (torch_hook.hold(),)
+
+    def give_back(self) -> None:
+        """Undo what was changed on the module besides its forward."""
 
     def enter(self) -> Any:
         """Make this layer's dispatcher the one in force; returns what `leave` takes."""
@@ -83,6 +103,8 @@ class Hook:
         """The module's own forward, with every attention inside it served by the registry."""
         if not self.active:
             return self.stock(*args, **kwargs)
+        if self.processed and in_diffusers.names_a_backend(self.module, self.asking):
+            return self._leave_alone(*args, **kwargs)
         if is_compiling():
             _tell_compiled(self.backend)
             torch_hook._state.tracing += 1
@@ -97,6 +119,22 @@ class Hook:
         finally:
             torch_hook._who.reset(who)
             leave(token)
+
+    def _leave_alone(self, *args: Any, **kwargs: Any) -> Any:
+        """The module's own forward where somebody named its backend, also inside a module that is served."""
+        if is_compiling():
+            tracing, torch_hook._state.tracing = torch_hook._state.tracing, 0
+            try:
+                return self.stock(*args, **kwargs)
+            finally:
+                torch_hook._state.tracing = tracing
+        who = torch_hook._who
+        token = who.set(torch_hook._DEFAULT) if who.get() is torch_hook._OURS else None
+        try:
+            return self.stock(*args, **kwargs)
+        finally:
+            if token is not None:
+                who.reset(token)
 
     def normalise(self, *args: Any, **kwargs: Any) -> Any:
         """The replacement of a norm's forward; its own under autocast, whose dtype rules are torch's."""
@@ -167,57 +205,47 @@ def detach(module: nn.Module) -> None:
     hook = found(module)
     if hook is None:
         return
+    if hook.module is not module:  # a shallow copy took the dictionary along: what it leads to stays as it is
+        if is_ours(module):
+            _give_back(module, hook)
+        module.__dict__.pop(HOOK, None)
+        return
     hook.active = False
-    if hook.hold is not None:
-        hook.hold.release()
-    if hook.processor is not None:
-        theirs, ours = hook.processor
-        if getattr(module, "processor", None) is ours:  # else somebody chose another one since; that stands
-            module.processor = theirs
+    hook.give_back()
+    for hold in hook.holds:
+        hold.release()
     if is_ours(module):
-        if hook.previous is not None:
-            object.__setattr__(module, "forward", hook.previous)
-        else:
-            del module.__dict__["forward"]
+        _give_back(module, hook)
     elif "forward" in module.__dict__:
         return  # somebody wrapped us: stay in the chain, inactive
     module.__dict__.pop(HOOK, None)
 
 
-_calls: dict[type, bool] = {}
-ATTENTION_NAMES = frozenset({"scaled_dot_product_attention", "dispatch_attention_fn"})
+def _give_back(module: nn.Module, hook: Hook) -> None:
+    if hook.previous is not None:
+        object.__setattr__(module, "forward", hook.previous)
+    else:
+        del module.__dict__["forward"]
 
 
-def calls_attention(module: nn.Module) -> bool:
-    """Whether the code of a module's class names SDPA or diffusers' dispatcher, or runs a processor that may."""
-    if callable(getattr(module, "processor", None)):
-        return True
-    cls = type(module)
-    known = _calls.get(cls)
-    if known is None:
-        known = _calls[cls] = any(
-            isinstance(member, types.FunctionType) and _names(member.__code__)
-            for base in cls.__mro__
-            if base not in (nn.Module, object)
-            for member in vars(base).values()
-        )
-    return known
-
-
-def _names(code: types.CodeType) -> bool:
-    return bool(ATTENTION_NAMES & set(code.co_names)) or any(
-        _names(c) for c in code.co_consts if isinstance(c, types.CodeType)
-    )
+calls_attention = processors.calls_attention
 
 
 def role_of(name: str, module: nn.Module) -> str:
-    """'cross' where a module attends to another sequence, else 'self'."""
+    """'cross' where a module attends to another sequence, else 'self'.
+
+    What the module says of itself decides; else the words of its own name and of its class: EncDecAttention is
+    one, AcrossFrames is none.
+    """
     cross = getattr(module, "is_cross_attention", None)
     if isinstance(cross, bool):
         return "cross" if cross else "self"
-    last = name.rpartition(".")[2]
-    return (
-        "cross"
-        if "cross" in last or last == "encoder_attn" or "cross" in type(module).__name__.lower()
-        else "self"
-    )
+    own = (name.rpartition(".")[2], type(module).__name__)
+    words = {w.lower() for part in own for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z0-9]+", part)}
+    if (
+        words & {"cross", "crossattention", "crossattn"}
+        or {"enc", "dec"} <= words
+        or own[0] == "encoder_attn"
+    ):
+        return "cross"
+    return "self"

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from sgl_kernels.integrations import library_proofs, proofs
 from sgl_kernels.integrations.modules import HOOK, is_ours
 from sgl_kernels.ops.norm.api import group_norm, layer_norm, norm_scale_shift, rms_norm
 
@@ -34,6 +35,11 @@ def _fits(x: Tensor, first: Tensor | None, second: Tensor | None = None) -> bool
     """Whether x's dtype is also the dtype of what torch would return. Written out: 0.7 us less than all()."""
     dtype = x.dtype
     return (first is None or first.dtype is dtype) and (second is None or second.dtype is dtype)
+
+
+def _spans(x: Tensor, weight: Tensor | None) -> bool:
+    """Whether a weight has one value for each element of the last dimension; a single one would be broadcast."""
+    return weight is None or x.shape[-1] == weight.shape[0]
 
 
 # --- torch's own -----------------------------------------------------------------------------------
@@ -57,7 +63,7 @@ def torch_rms_norm(self: nn.RMSNorm, x: Tensor) -> Tensor:
 
 def torch_group_norm(self: nn.GroupNorm, input: Tensor) -> Tensor:
     """nn.GroupNorm."""
-    if not _fits(input, self.weight, self.bias):
+    if not _fits(input, self.weight, self.bias) or not input.numel():
         return _stock(self, input)  # type: ignore[no-any-return]
     return group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
@@ -81,12 +87,14 @@ def weighted_rms_norm(self: Any, hidden_states: Tensor) -> Tensor:
         if weight.dtype is not torch.float32:
             return _stock(self, hidden_states)  # type: ignore[no-any-return]
         hidden_states = hidden_states.float()
+    if not _spans(hidden_states, weight):
+        return _stock(self, hidden_states)  # type: ignore[no-any-return]
     return rms_norm(hidden_states, weight, self.eps)
 
 
 def mochi_rms_norm(self: Any, hidden_states: Tensor) -> Tensor:
     """MochiRMSNorm: everything in fp32, back to the input's dtype."""
-    if len(self.dim) != 1 or hidden_states.dtype is torch.float64:
+    if len(self.dim) != 1 or hidden_states.dtype is torch.float64 or not _spans(hidden_states, self.weight):
         return _stock(self, hidden_states)  # type: ignore[no-any-return]
     return rms_norm(hidden_states, self.weight, self.eps)
 
@@ -159,51 +167,33 @@ def lumina_rms_norm_zero(self: Any, x: Tensor, emb: Any = None) -> Any:
 # --- transformers' ---------------------------------------------------------------------------------
 
 
-def transformers_rms_norm(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """A transformers *RMSNorm that `rms_form` found to be x / rms(x) * weight."""
-    if args or kwargs or not _fits(hidden_states, self.weight):
-        return _stock(self, hidden_states, *args, **kwargs)
-    return rms_norm(hidden_states, self.weight, _eps(self))
+def transformers_rms_norm(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """A transformers *RMSNorm that is proven to be x / rms(x) * weight."""
+    weight = self.weight
+    if kwargs or len(args) != 1 or not _fits(args[0], weight) or not _spans(args[0], weight):
+        return _stock(self, *args, **kwargs)
+    return rms_norm(args[0], weight, _eps(self))
 
 
-def transformers_rms_norm_offset(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """A transformers *RMSNorm that `rms_form` found to be x / rms(x) * (1 + weight), as Gemma's."""
-    if args or kwargs or not _fits(hidden_states, self.weight):
-        return _stock(self, hidden_states, *args, **kwargs)
-    return rms_norm(hidden_states, self.weight, _eps(self), weight_offset=1.0)
+def transformers_rms_norm_offset(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """A transformers *RMSNorm that is proven to be x / rms(x) * (1 + weight), as Gemma's."""
+    weight = self.weight
+    if kwargs or len(args) != 1 or not _fits(args[0], weight) or not _spans(args[0], weight):
+        return _stock(self, *args, **kwargs)
+    return rms_norm(args[0], weight, _eps(self), weight_offset=1.0)
 
 
 def _eps(module: Any) -> float:
-    eps = getattr(module, "variance_epsilon", None)
-    return float(module.eps if eps is None else eps)
+    return float(getattr(module, proofs.eps_name(module)))
 
 
-@torch.no_grad()
 def rms_form(module: nn.Module) -> Replacement | None:
-    """Which formula a norm class of transformers computes, found by running it; None if neither of ours.
-
-    The names prove nothing: most of some three hundred classes scale by the weight, others by 1 + weight, and a
-    few gate or group.
-    """
+    """The replacement for a norm class of transformers by what it computes; None if it is neither of ours."""
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 1 or weight.is_meta:
-        return None
-    if not hasattr(module, "variance_epsilon") and not hasattr(module, "eps"):
-        return None
-    wave = torch.arange(2 * weight.numel(), device=weight.device, dtype=torch.float32)
-    x = (torch.sin(wave * 0.7) * 3 + 0.5).reshape(2, -1).to(weight.dtype)
-    try:
-        want = _stock(module, x)
-    except (TypeError, RuntimeError, AttributeError):
-        return None
-    if not isinstance(want, Tensor) or want.shape != x.shape or want.dtype is not x.dtype:
-        return None
-    tolerance = 4 * torch.finfo(x.dtype).eps  # stock rounds up to three times; the formulas differ by about 1
-    for replacement, offset in ((transformers_rms_norm, 0.0), (transformers_rms_norm_offset, 1.0)):
-        have = torch.nn.functional.rms_norm(x.double(), x.shape[-1:], weight.double() + offset, _eps(module))
-        if torch.allclose(have, want.double(), rtol=tolerance, atol=tolerance):
-            return replacement
-    return None
+    if not isinstance(weight, nn.Parameter) or weight.is_meta:
+        return None  # on meta nothing runs; whoever fills it applies then
+    offset = proofs.rms_offset(module)
+    return {0.0: transformers_rms_norm, 1.0: transformers_rms_norm_offset}.get(offset)  # type: ignore[arg-type]
 
 
 # --- GroupNorm followed by SiLU --------------------------------------------------------------------
@@ -211,12 +201,28 @@ def rms_form(module: nn.Module) -> Replacement | None:
 
 def group_norm_silu(self: nn.GroupNorm, input: Tensor) -> Tensor:
     """A GroupNorm whose result goes straight into a SiLU: both at once, and a mark for `marked_silu`."""
-    watched = self._forward_hooks or _any_requires_grad(input, self.weight)
-    if is_compiling() or watched or not _fits(input, self.weight, self.bias):
+    watched = self._forward_hooks or _any_requires_grad(input, self.weight) or not _still_paired(self)
+    if is_compiling() or watched or not _fits(input, self.weight, self.bias) or not input.numel():
         return torch_group_norm(self, input)  # the compiler fuses on its own, and cannot see a mark
     y = group_norm(input, self.num_groups, self.weight, self.bias, self.eps, activation="silu")
     y._sgl_kernels_silu = True  # type: ignore[attr-defined]
     return y
+
+
+def _still_paired(norm: nn.GroupNorm) -> bool:
+    """Whether the SiLU behind a norm is the one that was there, with our hook and nobody else's."""
+    ours = norm.__dict__.get(HOOK)
+    if ours is None:
+        return False  # given back by another thread meanwhile
+    owner, name, act = ours.proven
+    hook = act.__dict__.get(HOOK)
+    return (
+        owner._modules.get(name) is act
+        and hook is not None
+        and hook.active
+        and is_ours(act)
+        and not (act._forward_hooks or act._forward_pre_hooks)
+    )
 
 
 def marked_silu(self: nn.SiLU, input: Tensor) -> Tensor:
@@ -234,8 +240,8 @@ SILU_OWNERS = frozenset({"ResnetBlock2D", "Encoder", "Decoder"})
 """diffusers classes whose GroupNorm feeds a SiLU. Their code is read once more before it is relied on."""
 
 
-def silu_pairs(module: nn.Module) -> list[tuple[nn.GroupNorm, nn.SiLU]]:
-    """The (GroupNorm, SiLU) pairs of a module whose own code applies one right after the other."""
+def silu_pairs(module: nn.Module) -> list[tuple[nn.GroupNorm, str, nn.SiLU]]:
+    """(GroupNorm, name, SiLU) of a module whose own code applies one right after the other, wherever it does."""
     if type(module).__name__ not in SILU_OWNERS or not type(module).__module__.startswith("diffusers."):
         return []
     pairs = []
@@ -252,17 +258,30 @@ def silu_pairs(module: nn.Module) -> list[tuple[nn.GroupNorm, nn.SiLU]]:
             and getattr(module, "time_embedding_norm", "") != "scale_shift"  # which modulates in between
             and _adjacent(type(module), norm_name, act_name)
         ):
-            pairs.append((norm, act))
+            pairs.append((norm, act_name, act))
     return pairs
 
 
+_MODULATED = "self.time_embedding_norm == 'scale_shift'"
+
+
 def _adjacent(cls: type[nn.Module], norm: str, act: str) -> bool:
-    """Whether somewhere in cls.forward the statement after `h = self.<norm>(h)` is `h = self.<act>(h)`."""
+    """Whether in cls.forward the statement after each `h = self.<norm>(h)` is `h = self.<act>(h)`.
+
+    `silu_pairs` has seen that the branch _MODULATED is not taken, and a GroupNorm takes no second argument.
+    """
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(cls.forward)))
     except (OSError, TypeError, SyntaxError):
         return False
-    return any(_follows(tree.body, None, norm, act))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == _MODULATED:
+            node.body = [ast.Pass()]
+    named = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == norm]
+    calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and n.func in named]
+    single = [call for call in calls if len(call.args) == 1 and not call.keywords]
+    followed = list(_follows(tree.body, None, norm, act))
+    return len(named) == len(calls) and 0 < len(single) == len(followed) and all(followed)
 
 
 def _follows(body: list[ast.stmt], after: ast.stmt | None, norm: str, act: str) -> Iterator[bool]:
@@ -312,5 +331,5 @@ def replacement_for(module: nn.Module) -> Replacement | None:
     for name, replacement in DIFFUSERS.items():
         theirs = getattr(library, name, None)
         if theirs is not None and forward is theirs.forward:
-            return replacement
+            return replacement if library_proofs.replaces(cls, theirs, replacement, replacement_for) else None
     return None

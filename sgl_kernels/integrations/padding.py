@@ -16,6 +16,7 @@ from torch.compiler import is_compiling
 
 from sgl_kernels.integrations.modules import is_ours
 from sgl_kernels.integrations.norms import _stock
+from sgl_kernels.integrations.transformers_apply import serves
 
 ENCODERS = frozenset({"BertEncoder", "RobertaEncoder", "XLMRobertaEncoder"})
 """Classes of transformers whose layers mix tokens by nothing but attention without positions."""
@@ -75,7 +76,7 @@ def _plain_call(encoder: Any, hidden_states: Tensor, kwargs: dict[str, Any]) -> 
     asked = [name for name, given in kwargs.items() if given is not None and given is not False]
     if any(name != "position_ids" for name in asked) or torch.is_grad_enabled():
         return False
-    if config._attn_implementation != "sgl_kernels" or getattr(config, "chunk_size_feed_forward", 0):
+    if not serves(encoder) or getattr(config, "chunk_size_feed_forward", 0):
         return False
     if getattr(config, "output_hidden_states", False) or getattr(config, "output_attentions", False):
         return False

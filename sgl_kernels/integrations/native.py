@@ -1,0 +1,131 @@
+"""A short way from diffusers' default backend to the registry, for applied models.
+
+Processors that name no backend end in `native`, which calls torch's SDPA, where `apply` waits for them: right without
+this file, at the price of two layouts and two doors for each call. While a model is applied, `native` is a function
+that asks first whether the call comes from one, and otherwise is diffusers' own. Nothing about processors changes.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from typing import Any
+
+from torch import Tensor, nn
+from torch.compiler import is_compiling
+
+from sgl_kernels.integrations import torch_hook
+from sgl_kernels.ops.attention.api import attention
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+class _State:
+    """Whether `native` is exchanged, and for what."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.holders = 0
+        self.own: Any = None  # diffusers' function, once it was exchanged
+
+
+_state = _State()
+
+
+def native(*args: Any, **given: Any) -> Any:
+    """diffusers' native attention, (B, S, H, D): its own, but for the plain calls of applied models.
+
+    The dispatcher passes everything by name, and what its release knows.
+    """
+    if is_compiling() or torch_hook._who.get() is not torch_hook._OURS or not _served(args, given):
+        return _state.own(*args, **given)
+    token = torch_hook._who.set(torch_hook._TORCH)  # a backend that calls SDPA by its name must reach torch
+    try:
+        return attention(
+            given["query"],
+            given["key"],
+            given["value"],
+            attn_mask=given.get("attn_mask"),
+            is_causal=given.get("is_causal", False),
+            causal_alignment="top_left",
+            scale=given.get("scale"),
+        )
+    finally:
+        torch_hook._who.reset(token)
+
+
+_KNOWN = frozenset(
+    {
+        "query",
+        "key",
+        "value",
+        "attn_mask",
+        "dropout_p",
+        "is_causal",
+        "scale",
+        "enable_gqa",
+        "return_lse",
+        "_parallel_config",
+    }
+)
+
+
+def _served(args: tuple[Any, ...], given: dict[str, Any]) -> bool:
+    """Whether a call is one whose meaning is `attention`'s; masks of fewer dimensions are read by diffusers."""
+    if args or not given.keys() <= _KNOWN or torch_hook._functorch_active():
+        return False
+    query, key, mask = given["query"], given["key"], given.get("attn_mask")
+    return (
+        type(query) in _PLAIN
+        and type(key) in _PLAIN
+        and type(given["value"]) in _PLAIN
+        and (mask is None or (type(mask) in _PLAIN and mask.ndim == 4 and not given.get("is_causal")))
+        and not (given.get("dropout_p") or given.get("return_lse"))
+        and given.get("_parallel_config") is None
+        and (bool(given.get("enable_gqa")) or query.shape[2] == key.shape[2])
+    )
+
+
+class Hold:
+    """Keeps the short way open for as long as it is alive and not released."""
+
+    def __init__(self) -> None:
+        with _state.lock:
+            _state.holders += 1
+            _exchange()
+        self._finalizer = weakref.finalize(self, _drop)
+
+    def release(self) -> None:
+        """Let go. Calling it again changes nothing."""
+        self._finalizer()
+
+
+def _drop() -> None:
+    with _state.lock:
+        _state.holders -= 1
+        table = _table()
+        if _state.holders == 0 and table is not None and table.get("native") is native:
+            table["native"] = _state.own
+
+
+def _exchange() -> None:
+    table = _table()
+    if table is not None and table.get("native", native) is not native:
+        _state.own = table["native"]
+        table["native"] = native
+
+
+def _table() -> Any:
+    """name -> function of diffusers' dispatcher, whose keys are strings; None where it is not loaded or not known."""
+    registry = getattr(
+        sys.modules.get("diffusers.models.attention_dispatch"), "_AttentionBackendRegistry", None
+    )
+    table = getattr(registry, "_backends", None)
+    return table if isinstance(table, dict) else None
+
+
+def own(table: Any) -> Any:
+    """diffusers' own native function."""
+    found = table._backends["native"]
+    return _state.own if found is native else found
