@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from types import TracebackType
 from typing import Any
 
@@ -13,23 +14,37 @@ LIBRARIES: dict[str, str] = {
 }
 
 
-class Installation:
-    """An installed integration. `uninstall()` takes it out; so does the end of a `with` block."""
+_lock = threading.RLock()
+_blocks: dict[str, int] = {}  # open `with install(name)` blocks
+_stays: set[str] = set()  # installed by a plain call, so that the end of a block does not take it out
 
-    def __init__(self, name: str) -> None:
+
+class Installation:
+    """An installed integration. `uninstall()` takes it out; so does the end of the last `with` block that needs it."""
+
+    def __init__(self, name: str, alone: bool = True) -> None:
         self.name = name
+        self._alone = alone  # nobody else's plain call keeps it installed
 
     def uninstall(self) -> None:
         """Take it out. Calling it again changes nothing."""
         uninstall(self.name)
 
     def __enter__(self) -> Installation:
+        with _lock:
+            _blocks[self.name] = _blocks.get(self.name, 0) + 1
+            if self._alone:
+                _stays.discard(self.name)  # the block owns it, and takes it out
+            _module(self.name).install()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.uninstall()
+        with _lock:
+            _blocks[self.name] -= 1
+            if _blocks[self.name] == 0 and self.name not in _stays:
+                self.uninstall()
 
     def __repr__(self) -> str:
         return f"Installation({self.name!r})"
@@ -46,15 +61,21 @@ def install(name: str) -> Installation:
 
     Raises ConfigError for an unknown name, and where the library is missing or of a version that is not known.
     """
-    _module(name).install()
-    return Installation(name)
+    module = _module(name)
+    with _lock:
+        alone = name not in _stays
+        module.install()
+        _stays.add(name)
+    return Installation(name, alone)
 
 
 def uninstall(name: str) -> None:
     """Undo `install(name)`. Calling it again changes nothing."""
     module = _module(name)
-    if module.is_installed():
-        module.uninstall()
+    with _lock:
+        _stays.discard(name)
+        if module.is_installed():
+            module.uninstall()
 
 
 def apply(

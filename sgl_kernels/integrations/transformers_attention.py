@@ -128,11 +128,6 @@ def _look_up(module: nn.Module) -> tuple[Contract, str]:
     return contract, rules_of(module.config) if contract is not UNKNOWN else "sdpa"
 
 
-@torch._dynamo.disable
-def _read_ahead(module: nn.Module) -> None:
-    _look_up(module)
-
-
 def _asked_once(module: nn.Module) -> tuple[Contract, str]:
     """The same under dynamo, which may look up what is known but not read sources."""
     from sgl_kernels.integrations import transformers_contract as known
@@ -169,7 +164,7 @@ def _stock(
         return function(module, query, key, value, mask, scaling=scaling, dropout=dropout, **given)  # type: ignore[no-any-return]
     if weights:
         _say(
-            "output_attentions=True asks for the weights, which are never formed; these calls run the model's eager code"
+            "output_attentions=True asks for weights, which are never formed; these calls run the model's eager code"
         )
     elif not is_compiling() and not is_plain(contract.eager):
         _say(
