@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from sgl_kernels.core.log import warn_once
-from sgl_kernels.integrations.transformers_contract import UNKNOWN, Contract, contract_of, is_plain, rules_of
+from sgl_kernels.integrations.transformers_contract import UNKNOWN, Contract, contract_of, rules_of
 from sgl_kernels.ops.attention.api import attention, attention_varlen
 
 
@@ -140,7 +140,7 @@ def _fits(contract: Contract, rules: str, mask: Tensor | None) -> bool:
     """Whether the rules and the mask of a call are ones that we serve."""
     if rules == "sdpa":
         return True
-    return (mask is None or mask.is_floating_point()) and (is_compiling() or is_plain(contract.eager))
+    return contract.plain and (mask is None or mask.is_floating_point())
 
 
 def _stock(
@@ -166,7 +166,7 @@ def _stock(
         _say(
             "output_attentions=True asks for weights, which are never formed; these calls run the model's eager code"
         )
-    elif not is_compiling() and not is_plain(contract.eager):
+    elif not contract.plain:
         _say(
             f"{name} computes attention of its own kind, which sgl_kernels does not serve; its eager code runs"
         )

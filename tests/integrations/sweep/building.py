@@ -41,6 +41,28 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"(num_mel_bins)", 16),
 )
 SPECIAL = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
+BACKBONE: dict[str, Any] = dict(
+    model_type="resnet", embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], out_features=["stage4"]
+)  # fmt: skip
+DETECTION: dict[str, Any] = dict(
+    backbone=None, use_timm_backbone=False, use_pretrained_backbone=False, backbone_config=BACKBONE, num_queries=4
+)  # fmt: skip
+SPECIFIC: dict[str, dict[str, Any]] = {
+    "detr": DETECTION,
+    "conditional_detr": DETECTION,
+    "deformable_detr": DETECTION
+    | {"backbone_config": BACKBONE | {"out_features": ["stage2", "stage3", "stage4"]}},
+    "gemma4_text": {
+        "num_kv_shared_layers": 0,
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 99,
+    },
+    "informer": {"prediction_length": 2},
+    "bridgetower_vision_model": {"hidden_size": 64},
+    "bridgetower": {"hidden_size": 64, "num_attention_heads": 4},
+    "musicgen_decoder": {"num_codebooks": 1},
+}
+"""What the configuration of a model type needs besides small sizes."""
 NAMES = ("MODEL", "MODEL_FOR_CAUSAL_LM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM", "MODEL_FOR_IMAGE_TEXT_TO_TEXT")
 
 
@@ -69,6 +91,8 @@ def tiny_config(cls: Any) -> Any:
         if (part := getattr(whole, name, None)) is not None
     }
     accepted = {name: value for name, value in given.items() if not name.startswith("_")}
+    accepted |= SPECIFIC.get(cls.model_type, {})
+    parts = {name: part for name, part in parts.items() if name not in accepted}
     for attempt in (accepted, {n: v for n, v in accepted.items() if not n.endswith("token_id")}):
         with contextlib.suppress(Exception):
             return cls(**attempt, **parts)
