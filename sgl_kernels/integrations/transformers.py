@@ -20,7 +20,7 @@ from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.log import warn_once
 from sgl_kernels.core.packages import installed_version
 from sgl_kernels.integrations.transformers_attention import attention_interface, mask_interface
-from sgl_kernels.integrations.transformers_contract import HARMLESS, NAME, takes_name
+from sgl_kernels.integrations.transformers_contract import HARMLESS, NAME, read_ahead, takes_name
 
 __all__ = ["HARMLESS", "NAME", "Hold", "attention_interface", "hold", "install", "is_installed", "uninstall"]
 
@@ -147,6 +147,8 @@ def _correct(self: Any, requested_attention: str | None, *args: Any, **kwargs: A
             "sgl_kernels.apply(model) serves what can be served of it",
         )
         return theirs(self, None if current == NAME else current, *args, **kwargs)
+    if requested_attention == NAME:
+        read_ahead(type(self), self.config)
     if requested_attention == "sdpa" and not self._supports_sdpa and (_setting.get() or current == NAME):
         return "eager"  # what such a part of a model has beside "sdpa" by default
     return theirs(self, requested_attention, *args, **kwargs)

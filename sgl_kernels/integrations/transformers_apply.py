@@ -19,7 +19,6 @@ from sgl_kernels.integrations.transformers_contract import (
     NAME,
     asks_interface,
     contract_of,
-    is_plain,
     rules_of,
     set_rules,
 )
@@ -138,7 +137,7 @@ def _how(module: nn.Module) -> str | None:
     if implementation == "sdpa":
         return "sdpa" if own_code else "view"
     if implementation == "eager":
-        if is_plain(contract.eager) and not own_code:
+        if contract.plain and not own_code:
             return "view"
         why = "its eager code is not plain attention, or asks by name which implementation is set"
     else:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from sgl_kernels.core.log import warn_once
-from sgl_kernels.integrations.transformers_contract import UNKNOWN, Contract, contract_of, is_plain, rules_of
+from sgl_kernels.integrations.transformers_contract import UNKNOWN, Contract, contract_of, rules_of
 from sgl_kernels.ops.attention.api import attention, attention_varlen
 
 
@@ -128,11 +128,6 @@ def _look_up(module: nn.Module) -> tuple[Contract, str]:
     return contract, rules_of(module.config) if contract is not UNKNOWN else "sdpa"
 
 
-@torch._dynamo.disable
-def _read_ahead(module: nn.Module) -> None:
-    _look_up(module)
-
-
 def _asked_once(module: nn.Module) -> tuple[Contract, str]:
     """The same under dynamo, which may look up what is known but not read sources."""
     from sgl_kernels.integrations import transformers_contract as known
@@ -145,7 +140,7 @@ def _fits(contract: Contract, rules: str, mask: Tensor | None) -> bool:
     """Whether the rules and the mask of a call are ones that we serve."""
     if rules == "sdpa":
         return True
-    return (mask is None or mask.is_floating_point()) and (is_compiling() or is_plain(contract.eager))
+    return contract.plain and (mask is None or mask.is_floating_point())
 
 
 def _stock(
@@ -169,9 +164,9 @@ def _stock(
         return function(module, query, key, value, mask, scaling=scaling, dropout=dropout, **given)  # type: ignore[no-any-return]
     if weights:
         _say(
-            "output_attentions=True asks for the weights, which are never formed; these calls run the model's eager code"
+            "output_attentions=True asks for weights, which are never formed; these calls run the model's eager code"
         )
-    elif not is_compiling() and not is_plain(contract.eager):
+    elif not contract.plain:
         _say(
             f"{name} computes attention of its own kind, which sgl_kernels does not serve; its eager code runs"
         )

@@ -50,6 +50,8 @@ class Contract(NamedTuple):
     """Whether its call of the attention function was found; without it every argument is suspect."""
     eager: Callable[..., Any] | None
     """The function transformers runs for it under "eager"."""
+    plain: bool
+    """Whether that function was proven to be plain attention."""
     odd: frozenset[str]
     """Arguments that belong to attention and that we do not serve."""
     branches: bool
@@ -65,7 +67,7 @@ class Contract(NamedTuple):
         return None
 
 
-UNKNOWN = Contract(False, None, frozenset(), False)
+UNKNOWN = Contract(False, None, False, frozenset(), False)
 _contracts: dict[type, Contract] = {}
 
 
@@ -97,11 +99,13 @@ def _read(cls: type) -> Contract:
     one = next(iter(eager.values())) if len(eager) == 1 else None
     trees = [_tree(function) for function in calls]
     if any(tree is None for tree in trees):
-        return Contract(True, one, frozenset(), True)
+        return Contract(True, one, False, frozenset(), True)
     own = {name for tree in trees if tree is not None for name in _keywords(tree)}
     consumed = _consumed() | (_parameters(one) if one is not None else set())
     everything = (tree for function in _methods(cls) if (tree := _tree(function)) is not None)
-    return Contract(True, one, frozenset((own | consumed) - OURS), any(map(_compares, everything)))
+    return Contract(
+        True, one, is_plain(one), frozenset((own | consumed) - OURS), any(map(_compares, everything))
+    )
 
 
 _LIBRARY = "transformers.modeling_utils"
@@ -221,6 +225,15 @@ def takes_name(cls: type) -> bool:
         trees = [_tree(sys.modules[name]) for name in modules if name in sys.modules]
         known = _takes[cls] = not any(tree is not None and _compares(tree, values) for tree in trees)
     return known
+
+
+def read_ahead(cls: type, config: Any) -> None:
+    """Read what the attention of a model class asks for, so that compiled code finds it known."""
+    rules_of(config)
+    for name in {base.__module__ for base in cls.__mro__ if hasattr(base, "_supports_sdpa")} - {_LIBRARY}:
+        for member in list(vars(sys.modules[name]).values()) if name in sys.modules else ():
+            if isinstance(member, type) and issubclass(member, nn.Module):
+                contract_of(member)
 
 
 # --- the probe --------------------------------------------------------------------------------------

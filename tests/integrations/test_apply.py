@@ -58,11 +58,14 @@ def test_a_shared_configuration_object_does_not_leak() -> None:
         vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
     )
     first, second = LlamaModel(config).eval(), LlamaModel(config).eval()
-    applied = sgl_kernels.apply(first)
-    assert first.config._attn_implementation == "sgl_kernels"
-    assert second.config._attn_implementation != "sgl_kernels" != config._attn_implementation
-    applied.remove()
-    assert first.config._attn_implementation == config._attn_implementation
+    theirs, layer = first.config, first.layers[0].self_attn
+    with sgl_kernels.apply(first):
+        assert first.config is theirs and layer.config is not theirs
+        assert layer.config._attn_implementation == "sgl_kernels"
+        assert "sgl_kernels" not in (c._attn_implementation for c in (config, theirs, second.config))
+        theirs.attention_dropout = 0.25  # through the object everybody holds, as ever
+        assert layer.config.attention_dropout == 0.25
+    assert first.config is theirs and layer.config is theirs
 
 
 @torch.no_grad()
