@@ -12,7 +12,7 @@ from sgl_kernels.integrations.checkpoints_files import Contents
 from sgl_kernels.integrations.checkpoints_header import CheckpointError, shown
 from sgl_kernels.integrations.checkpoints_layouts import QuantisedEntry
 from sgl_kernels.integrations.nvfp4_linear import NVFP4Linear
-from sgl_kernels.integrations.quantize import read_elsewhere
+from sgl_kernels.integrations.quantize import is_hooked, read_elsewhere
 from sgl_kernels.ops.nvfp4.formats import NVFP4
 
 Rename = Callable[[str], str]
@@ -98,6 +98,11 @@ class Plan:
         if module in self.guarded:
             raise CheckpointError(
                 f"{where} is a quantised layer, but the model's {shown(name)} cannot be one: {self.guarded[module]}"
+            )
+        if is_hooked(module):
+            raise CheckpointError(
+                f"{where} is a quantised layer; the model's {shown(name)} has hooks or a forward of its own, which "
+                "its replacement would not have: load first, and add them afterwards"
             )
         if module is self.model:
             raise CheckpointError(

@@ -171,6 +171,11 @@ def _names(model: nn.Module) -> dict[nn.Linear, list[str]]:
     return found
 
 
+def is_hooked(module: nn.Module) -> bool:
+    """Whether a module does more than its class says, which a replacement would not."""
+    return "forward" in module.__dict__ or any(getattr(module, hooks) for hooks in HOOKS)
+
+
 def read_elsewhere(model: nn.Module) -> dict[nn.Module, str]:
     """Layers whose weights a torch module hands to a kernel itself, past their forward -> why."""
     return {
@@ -203,7 +208,7 @@ def _selected(names: list[str], include: tuple[str, ...], exclude: tuple[str, ..
 def _reason(linear: nn.Linear, fmt: ScaledFormat, users: dict[int, int]) -> str:
     if type(linear) is not nn.Linear:
         return f"is a {type(linear).__name__}"
-    if "forward" in linear.__dict__ or any(getattr(linear, hooks) for hooks in HOOKS):
+    if is_hooked(linear):
         return "has hooks or a forward of its own"
     weight = linear.weight
     if type(weight) not in (Tensor, nn.Parameter):

@@ -104,9 +104,16 @@ class Own(nn.Linear):
         return 2 * super().forward(x)
 
 
+def hooked():
+    model = model_of(p=ODD)
+    model["p"].register_forward_hook(lambda module, args, out: 2 * out)
+    return model
+
+
 @pytest.mark.parametrize(
     "make, match",
     [
+        (hooked, "'p' has hooks or a forward of its own"),
         (lambda: nn.ModuleDict({"p": Own(96, 48, bias=False)}), "the model has Own at 'p'"),
         (
             lambda: nn.TransformerEncoderLayer(96, 2, 48, bias=False),
