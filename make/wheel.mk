@@ -29,7 +29,7 @@ sdist-check: sdist  ## sdist -> wheel -> parity in a bare environment (compiles 
 	cd $(SDIST) && venv/bin/sgl-kernels parity --tag smoke --backend cpu,sage_cpu,torch_sdpa --json > parity.json
 	cd $(SDIST) && venv/bin/python -c "import json, collections as c; \
 	  n = c.Counter((x['backend'], x['status']) for x in json.load(open('parity.json'))['cells']); print(dict(n)); \
-	  assert n['cpu', 'pass'] > 100 and n['sage_cpu', 'pass'], n"
+	  assert n['cpu', 'pass'] > 50 and n['sage_cpu', 'pass'], n"
 
 $(OTHER)/.ready:
 	$(PYTHON) -m venv $(OTHER)

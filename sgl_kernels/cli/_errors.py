@@ -39,11 +39,16 @@ class Command(typer.core.TyperCommand):
     """A command: no value may be empty, and every error names the option it came from."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not ctx.resilient_parsing:
-            self._refuse_empty(ctx, list(args))
-        return super().parse_args(ctx, args)
+        given = {} if ctx.resilient_parsing else self._refuse_empty(ctx, list(args))
+        try:
+            return super().parse_args(ctx, args)
+        except typer.BadParameter as error:
+            value = given.get(getattr(error.param, "name", None))
+            if isinstance(value, str) and value not in error.message:
+                error.message = f"it is {shortened(repr(value))}. {error.message}"
+            raise
 
-    def _refuse_empty(self, ctx: Any, args: list[str]) -> None:
+    def _refuse_empty(self, ctx: Any, args: list[str]) -> dict[str, Any]:
         # Before values are read: an empty path would be the working directory, an empty name no name at all.
         given, _, _ = self.make_parser(ctx).parse_args(args=args)
         for param in self.params:
@@ -51,6 +56,7 @@ class Command(typer.core.TyperCommand):
             for value in values if isinstance(values, list | tuple) else [values]:
                 if isinstance(value, str) and not value.strip():
                     raise typer.BadParameter(f"{label(param)} is {value!r}, expected a value", ctx=ctx)
+        return dict(given)
 
     def invoke(self, ctx: Any) -> Any:
         try:
