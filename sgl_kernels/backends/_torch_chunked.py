@@ -34,7 +34,7 @@ def may_look(first: Tensor, *others: Tensor | None) -> bool:
         return False
     if _modes() or _transform() is not None:
         return False
-    for t in (first, *others):  # a generator would be three quarters of this call
+    for t in (first, *others):  # noqa: SIM110 - a generator would be three quarters of this call
         if t is not None and type(t) is not Tensor and type(t) is not Parameter:
             return False
     return True
@@ -44,7 +44,7 @@ def watching(*tensors: Tensor | None) -> bool:
     """Whether a gradient may be asked for. Inside a transform no flag of the tensor says so."""
     if not torch.is_grad_enabled():
         return False
-    for t in tensors:
+    for t in tensors:  # noqa: SIM110
         if t is not None and (t.requires_grad or _is_functorch(t)):
             return True
     return False
