@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
+from torch.nn import Parameter
 
 from sgl_kernels.ops.attention import reference
 
@@ -23,23 +24,30 @@ MPS_LIMIT = 2**31
 INF = float("inf")
 
 _is_functorch = torch._C._functorch.is_functorch_wrapped_tensor
-_PLAIN = (Tensor, torch.nn.Parameter)
+_modes = torch._C._len_torch_dispatch_stack
+_transform = torch._C._functorch.peek_interpreter_stack
 
 
-def may_look(*tensors: Tensor | None) -> bool:
+def may_look(first: Tensor, *others: Tensor | None) -> bool:
     """Whether Python may branch on values: plain CPU tensors, outside of transforms, tracing and forward-mode AD."""
-    if is_compiling() or forward_ad._current_level >= 0 or torch._C._len_torch_dispatch_stack() > 0:
+    if first.device.type != "cpu" or is_compiling() or forward_ad._current_level >= 0:
         return False
-    return all(
-        t is None or (type(t) in _PLAIN and t.device.type == "cpu" and not _is_functorch(t)) for t in tensors
-    )
+    if _modes() or _transform() is not None:
+        return False
+    for t in (first, *others):  # noqa: SIM110 - a generator would be three quarters of this call
+        if t is not None and type(t) is not Tensor and type(t) is not Parameter:
+            return False
+    return True
 
 
 def watching(*tensors: Tensor | None) -> bool:
     """Whether a gradient may be asked for. Inside a transform no flag of the tensor says so."""
     if not torch.is_grad_enabled():
         return False
-    return any(t is not None and (t.requires_grad or _is_functorch(t)) for t in tensors)
+    for t in tensors:  # noqa: SIM110
+        if t is not None and (t.requires_grad or _is_functorch(t)):
+            return True
+    return False
 
 
 def largest(t: Tensor) -> float:

@@ -137,7 +137,7 @@ def _has_no_odd_row(out: Tensor) -> bool:
     for one without keys. Such rows are NaN or 0, and so are right ones, so an odd row is only where to look closer.
     amax carries NaN and costs 0.2 ms for 1.5 M elements, a twentieth of the attention; isnan().any(), 1.9 ms.
     """
-    return bool((out.detach().amax(-1).abs() > 0).all())
+    return float(out.detach().amax(-1).abs().amin()) > 0  # amin carries NaN too
 
 
 SAFE_FORWARD, SAFE_BACKWARD = 1e30, 2.0**14

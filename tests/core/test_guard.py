@@ -296,3 +296,55 @@ def test_sampled_rows_are_those_of_the_reference():
         for turn in (0, 5):
             got, want, _ = sampling.sampled(out, args, turn)
             torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5, equal_nan=True, msg=case.name)
+
+
+def _inputs():
+    torch.manual_seed(0)
+    return [torch.randn(2, 40, 4, 32) for _ in range(3)]
+
+
+def _low_rows(q, k, v):
+    mask = torch.zeros(2, 1, 1, 40)
+    mask[0] = torch.finfo(torch.float32).min
+    return (q, k, v, mask, False, "bottom_right", None, -1, -1, 0.0)
+
+
+def _huge_windows(q, k, v):
+    return (q, k, v, None, True, "bottom_right", None, 2**63 - 1, 2**31 - 1, 0.0)
+
+
+def _nan_behind_the_mask(q, k, v):
+    mask = torch.ones(2, 1, 1, 40, dtype=torch.bool)
+    mask[..., 30:] = False
+    k[:, 30:] = float("nan")
+    return (q, k, v, mask, False, "bottom_right", None, -1, -1, 0.0)
+
+
+def _tiny(q, k, v):
+    return (q, k, v * 1e-30, None, False, "bottom_right", None, -1, -1, 0.0)
+
+
+def _terms_that_cancel(q, k, v):
+    return (q * 0, k, torch.cat((v[:, :20], -v[:, :20]), 1), None, False, "bottom_right", None, -1, -1, 0.0)
+
+
+def _below_and_beyond_float16(q, k, v):
+    v[:, :, :2] *= 1e-9
+    v[:, :, 2:] *= 1e-12
+    return (q.half(), k.half(), v.half(), None, False, "bottom_right", None, -1, -1, 0.0)
+
+
+@pytest.mark.parametrize(
+    "edge",
+    [_low_rows, _huge_windows, _nan_behind_the_mask, _tiny, _terms_that_cancel, _below_and_beyond_float16],
+)
+@pytest.mark.parametrize("name", ["attention", "attention_lse"])
+def test_a_right_backend_stays_at_the_edges(edge, name):
+    """Right as a quantised backend is: each weighted value is off by a little of its own size."""
+    op, args = registry.op(name), edge(*_inputs())
+    out = op.reference(*args)
+    first = out[0] if isinstance(out, tuple) else out
+    sizes = args[2].float().abs().mean().to(first.dtype)
+    near = first + 1e-3 * sizes * torch.randn_like(first).clamp(-2, 2)
+    near = near.masked_fill(first == 0, 0) if edge is _low_rows else near
+    assert guard._fault(op, (near, out[1]) if isinstance(out, tuple) else near, args, 0) == ""

@@ -32,7 +32,7 @@ def _pytest(*arguments: str) -> str:
 
 
 # One process each, so that pytest-xdist spreads them: CPU seconds on one core of a Zen 3 are beside them.
-FILES = ("test_attention.py", "test_rows.py", "test_nvfp4.py")
+FILES = ("test_attention.py", "test_attention_edges.py", "test_rows.py", "test_nvfp4.py")
 
 
 def test_no_file_is_left_out():

@@ -1,0 +1,117 @@
+"""The attention kernel at its edges: hidden keys that are no numbers, low biases, huge windows, spare rows."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pytest
+import torch
+
+from sgl_kernels.kernels.triton.attention import attention, attention_varlen
+from sgl_kernels.kernels.triton.attention_int8 import attention_int8
+from sgl_kernels.kernels.triton.configs import AttentionConfig
+
+SMALL = AttentionConfig(16, 16, 4, 1)
+NAN, INF = math.nan, math.inf
+BASE = {
+    "attn_mask": None, "is_causal": False, "causal_alignment": "bottom_right", "scale": None, "window_left": -1,
+    "window_right": -1, "softcap": 0.0,
+}  # fmt: skip
+PACKED = {"is_causal": False, "scale": None, "window_left": -1, "window_right": -1, "softcap": 0.0}
+
+
+def exact(q, k, v, **call):
+    return attention(q, k, v, **{**BASE, **call}, write_lse=True, config=SMALL)
+
+
+def int8(q, k, v, **call):
+    asked = {n: x for n, x in {**BASE, **call}.items() if n != "softcap"}
+    return attention_int8(q, k, v, **asked, config=SMALL), None
+
+
+def tensors(sq=20, sk=40):
+    torch.manual_seed(0)
+    return torch.randn(1, sq, 1, 16), torch.randn(1, sk, 1, 16), torch.randn(1, sk, 1, 16)
+
+
+def hiding(name, sq=20, sk=40):
+    """(arguments, bool (Sq, Sk) of what they hide) for keys 17 and 39, and more."""
+    seen = torch.rand(sq, sk, generator=torch.Generator().manual_seed(1)) < 0.7
+    seen[5:9, 17], seen[:, 39] = False, False
+    padding = torch.ones(sk, dtype=torch.bool)
+    padding[16:] = False
+    i, j = torch.arange(sq)[:, None], torch.arange(sk)
+    return {
+        "bool": ({"attn_mask": seen}, ~seen),
+        "float": ({"attn_mask": torch.zeros(sq, sk).masked_fill(~seen, -INF)}, ~seen),
+        "padding": ({"attn_mask": padding}, ~padding.expand(sq, sk)),
+        "causal": ({"is_causal": True, "causal_alignment": "top_left"}, j > i),
+        "window": ({"window_left": 4, "window_right": 3}, (j < i + 20 - 4) | (j > i + 20 + 3)),
+    }[name]
+
+
+@pytest.mark.parametrize("run", [exact, int8])
+@pytest.mark.parametrize("value", [NAN, INF])
+@pytest.mark.parametrize("name", ["bool", "float", "padding", "causal", "window"])
+def test_what_hidden_keys_hold_reaches_no_row(name, value, run):
+    call, hidden = hiding(name)
+    q, k, v = tensors()
+    for place in ((17,), (17, 39)):
+        for spoilt in ("k", "v"):
+            dirty = {"k": k.clone(), "v": v.clone()}
+            dirty[spoilt][:, place, :, 3] = value
+            blind = hidden[:, place].all(1)
+            out, _ = run(q, dirty["k"], dirty["v"], **call)
+            clean, _ = run(q, k, v, **call)
+            limit = 1e-6 if run is exact else 2e-2  # the mean that int8 takes out of K is another
+            torch.testing.assert_close(out[:, blind], clean[:, blind], rtol=limit, atol=limit)
+            if value != value:
+                assert out[:, ~blind].isnan().any(-1).all()
+
+
+@pytest.mark.parametrize("low", [-1e9, -1e30, torch.finfo(torch.float32).min])
+def test_a_low_bias_is_an_addend_and_its_row_the_mean(low):
+    q, k, v = tensors()
+    out, lse = exact(q, k, v, attn_mask=torch.full((20, 40), low))
+    torch.testing.assert_close(out, v.mean(1, keepdim=True).expand_as(out).contiguous(), rtol=1e-4, atol=1e-5)
+    assert lse.isfinite().all()
+
+
+@pytest.mark.parametrize("side", [2**31 - 1, sys.maxsize])
+@pytest.mark.parametrize("sq, sk", [(9, 20), (20, 9)])
+def test_windows_beyond_every_length_are_no_windows(side, sq, sk):
+    q, k, v = tensors(sq, sk)
+    want = exact(q, k, v)[0]
+    for left, right in ((side, side), (side, -1)):
+        torch.testing.assert_close(exact(q, k, v, window_left=left, window_right=right)[0], want)
+        causal = exact(q, k, v, window_left=left, window_right=right, is_causal=True)[0]
+        torch.testing.assert_close(causal, exact(q, k, v, is_causal=True)[0])
+
+
+@pytest.mark.parametrize("longest", [0, 5, 30, sys.maxsize])
+@pytest.mark.parametrize("behind", [0, 40])
+def test_rows_that_nobody_computes_are_zero(longest, behind):
+    """Fresh memory is NaN here, so that no luck is in it."""
+    lengths = [5, 0, 30]
+    cu = torch.tensor([0, 5, 5, 35], dtype=torch.int32)
+    q, k, v = torch.randn(35 + behind, 2, 16), torch.randn(35, 1, 16), torch.randn(35, 1, 24)
+    torch.use_deterministic_algorithms(True)
+    try:
+        out = attention_varlen(q, k, v, cu, cu, longest, 30, **PACKED, config=SMALL)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not out[35:].any() and out.isfinite().all()
+    rows = max(1, -(-min(longest, 35 + behind) // SMALL.block_m)) * SMALL.block_m
+    for n, length in enumerate(lengths):
+        first = int(cu[n])
+        want = exact(
+            q[None, first : first + length], k[None, first : first + length], v[None, first : first + length]
+        )
+        torch.testing.assert_close(out[first : first + min(rows, length)], want[0][0][:rows])
+        assert not out[first + rows : first + length].any()
+
+
+def test_no_sequences_leave_zeros():
+    cu, q = torch.zeros(1, dtype=torch.int32), torch.randn(9, 2, 16)
+    assert not attention_varlen(q, q, q, cu, cu, 4, 4, **PACKED, config=SMALL).any()
