@@ -1,4 +1,4 @@
-"""Run somebody's test file twice, stock and with install("torch"): python -m tests.peer_suites.compare FILE [pytest args].
+"""Run a test file twice, stock and with install("torch"): python -m tests.peer_suites.compare FILE [pytest args].
 
 Exits 1 where a test that passes stock does not pass installed.
 """
@@ -19,7 +19,16 @@ def outcomes(file: Path, args: list[str], install: bool) -> dict[str, str]:
         found = Path(folder) / "outcomes.json"
         environment = {**os.environ, "SGL_KERNELS_PEER_OUTCOMES": str(found)}
         environment["SGL_KERNELS_PEER_INSTALL"] = "1" if install else ""
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.peer_suites.installed"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-p",
+            "tests.peer_suites.installed",
+        ]
         command += ["--rootdir", folder, "-c", os.devnull, "--tb=short", str(file), *args]
         subprocess.run(command, env=environment, cwd=file.parent, check=False)
         return json.loads(found.read_text()) if found.exists() else {}

@@ -1,4 +1,4 @@
-"""A pytest plugin: install("torch") where SGL_KERNELS_PEER_INSTALL says so, before any test is collected; outcomes to a file."""
+"""A pytest plugin: install("torch") where the environment says so, before tests are collected; outcomes to a file."""
 
 from __future__ import annotations
 
