@@ -26,6 +26,11 @@ from sgl_kernels.core.verdict import Reason, Rejected
 _sdpa = F.scaled_dot_product_attention  # kept: integrations may replace the name in torch
 
 
+def _rows(t: Tensor) -> Tensor:
+    """The tensor with contiguous rows: the fused kernels of torch take no other stride in the last dimension."""
+    return t if t.stride(-1) == 1 or t.shape[-1] == 1 else t.contiguous()
+
+
 def _pinned(kernel: str) -> Callable[[Any], Callable[..., Tensor]]:
     def load(config: Any) -> Callable[..., Tensor]:
         from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -44,8 +49,8 @@ def _pinned(kernel: str) -> Callable[[Any], Callable[..., Tensor]]:
                 mask = narrowed(mask, q.dtype)
             with sdpa_kernel(choice):
                 out = _sdpa(
-                    q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, is_causal=is_causal,
-                    scale=scale, enable_gqa=q.shape[2] != k.shape[2],
+                    _rows(q).transpose(1, 2), _rows(k).transpose(1, 2), _rows(v).transpose(1, 2), mask,
+                    is_causal=is_causal, scale=scale, enable_gqa=q.shape[2] != k.shape[2],
                 )  # fmt: skip
             return out.transpose(1, 2)
 

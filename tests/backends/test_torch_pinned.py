@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.attention
 
+import sgl_kernels
 from tests.backends import contract
 
 SLOTS = {
@@ -46,3 +47,17 @@ def test_a_mistake_is_seen(backend, monkeypatch):
     run = contract.implementation("attention", backend).load(None)
     with pytest.raises(AssertionError):
         contract.check("attention", backend, at_least=1, run=lambda q, k, v, *rest: run(q, v, k, *rest))
+
+
+def test_a_preferred_pinned_kernel_takes_tensors_of_any_strides():
+    """Torch's fused kernels refuse rows that are not contiguous; preferring one must not end in their error."""
+    dtype = torch.bfloat16
+    for q in (
+        torch.randn(1, 8, 2, 32, dtype=dtype)[..., ::2],
+        torch.randn(1, 16, 2, 8, dtype=dtype).permute(0, 3, 2, 1),
+        torch.randn(1, 8, 2, 1, dtype=dtype).expand(1, 8, 2, 16),
+    ):
+        with sgl_kernels.use(attention="torch_flash", strict=True):
+            have = sgl_kernels.attention(q, q, q)
+        want = sgl_kernels.attention(q.double(), q.double(), q.double(), backend="torch_sdpa")
+        torch.testing.assert_close(have.double(), want, atol=2e-2, rtol=2e-2)

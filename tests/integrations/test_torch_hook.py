@@ -205,3 +205,57 @@ def test_unknown_names_and_missing_packages_say_what_to_do(monkeypatch: pytest.M
         monkeypatch.setattr(module, "installed_version", lambda name: None)
         with pytest.raises(sgl_kernels.ConfigError, match=rf"pip install 'sgl_kernels\[{extra}\]'"):
             sgl_kernels.install(extra)
+
+
+def test_what_is_not_served_goes_on_to_the_patch_that_was_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, list[str]]] = []
+
+    def theirs(*args: object, **kwargs: object) -> Tensor:
+        seen.append((len(args), sorted(kwargs)))
+        return TORCH_SDPA(*args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", theirs)
+    q, k, v = qkv()
+    with sgl_kernels.install("torch"):
+        F.scaled_dot_product_attention(q, k, v)
+        assert seen == []
+        F.scaled_dot_product_attention(q.requires_grad_(), k, v, is_causal=True)
+        assert seen == [(3, ["is_causal"])]
+
+
+def test_uninstall_during_a_call_and_while_a_subclass_answers() -> None:
+    class Uninstalls(Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            if func is TORCH_SDPA:
+                sgl_kernels.uninstall("torch")
+                return "answered"
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    q, k, v = qkv()
+    sgl_kernels.install("torch")
+    assert F.scaled_dot_product_attention(q.as_subclass(Uninstalls), k, v) == "answered"
+    assert F.scaled_dot_product_attention is TORCH_SDPA and not torch_hook.is_installed()
+
+
+def test_threads_with_subclasses_leave_the_name_as_it_was() -> None:
+    class Plain(Tensor):
+        pass
+
+    q, k, v = qkv()
+    want, wrong = TORCH_SDPA(q, k, v), []
+
+    def work(args: tuple[Tensor, ...]) -> None:
+        for _ in range(50):
+            if not torch.allclose(F.scaled_dot_product_attention(*args), want, atol=1e-5):
+                wrong.append(1)
+
+    with sgl_kernels.install("torch"):
+        ours = F.scaled_dot_product_attention
+        threads = [threading.Thread(target=work, args=((x, k, v),)) for x in (q, q.as_subclass(Plain)) * 2]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert F.scaled_dot_product_attention is ours and not wrong
+    assert F.scaled_dot_product_attention is TORCH_SDPA

@@ -134,7 +134,7 @@ def test_transforms_biases_and_choices_of_a_kernel_are_torchs() -> None:
 
 def test_what_torch_refuses_is_refused() -> None:
     q, k, v = qkv()
-    with pytest.raises(Exception, match="mat1|shape|size|dimension"):
+    with pytest.raises(Exception, match=r"mat1|shape|size|dimension"):
         compiled(lambda q, k, v: F.scaled_dot_product_attention(q, k[..., :7], v), q, k, v)
 
 
