@@ -68,9 +68,9 @@ _last: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 
 
 class Applied:
-    """What `apply` did to a model: `attention`, `norms` and `linears` name what it serves. `remove()` undoes it.
+    """What `apply` did to a model: `attention`, `norms` and `linears` name what it serves, `left` what it does not.
 
-    Also a context manager: the model is given back at the end of the block.
+    `remove()` undoes it; so does the end of a `with` block.
     """
 
     def __init__(

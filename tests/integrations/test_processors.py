@@ -167,7 +167,7 @@ def test_a_backend_the_user_set_is_kept(name: str) -> None:
     model.set_attention_backend(name)
     want, before = run(model), snapshot(model)
     with sgl_kernels.apply(model, norms=False, linears=False) as applied:
-        assert applied.attention == ()
+        assert applied.attention == () and len(applied.left) == 2
         assert {p._attention_backend for p in model.attn_processors.values()} == {name}
         assert torch.equal(run(model), want) and served(run, model) == 0
         model.reset_attention_backend()
@@ -272,6 +272,7 @@ def test_the_linear_attention_of_sana_is_not_counted_and_the_other_is() -> None:
     want = run(model)
     with sgl_kernels.apply(model) as applied:
         assert applied.attention == ("transformer_blocks.0.attn2",) and served(run, model) == 1
+        assert applied.left == ("transformer_blocks.0.attn1",) and "1 attention layers left" in repr(applied)
         assert torch.allclose(run(model), want, rtol=1e-4, atol=1e-4)
 
 
