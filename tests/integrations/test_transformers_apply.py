@@ -18,8 +18,8 @@ import sgl_kernels
 from sgl_kernels.integrations import remove
 from tests.integrations import tiny
 
-transformers = pytest.importorskip("transformers")
-
+pytest.importorskip("transformers")
+import transformers
 from transformers import AttentionInterface
 
 from sgl_kernels.integrations import transformers as library
