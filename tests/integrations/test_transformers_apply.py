@@ -240,11 +240,10 @@ def test_parts_without_sdpa_get_back_what_they_had() -> None:
     backbone = transformers.ResNetConfig(
         embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1] * 4, out_features=["stage4"]
     )
-    config = transformers.DetrConfig(
-        d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32,
-        encoder_attention_heads=2, decoder_attention_heads=2, num_queries=4, use_timm_backbone=False, use_pretrained_backbone=False, backbone=None,
-        backbone_config=backbone,
-    )  # fmt: skip
+    small = dict(d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32)
+    heads = dict(encoder_attention_heads=2, decoder_attention_heads=2, num_queries=4)
+    plain_backbone = dict(use_timm_backbone=False, use_pretrained_backbone=False, backbone=None)
+    config = transformers.DetrConfig(**small, **heads, **plain_backbone, backbone_config=backbone)
     model = transformers.DetrModel(config)
     parts = [m for m in model.modules() if isinstance(m, transformers.PreTrainedModel)]
     before = [m.config._attn_implementation for m in parts]
