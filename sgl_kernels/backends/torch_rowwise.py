@@ -70,9 +70,7 @@ def _layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: floa
 def _group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str
 ) -> Tensor:
-    if x.numel() == 0:
-        return torch.empty_like(x)
-    if x.numel() == x.shape[1] * x.shape[0]:  # torch refuses one value per channel; the formula does not
+    if x.numel() in (0, x.shape[1] * x.shape[0]):  # torch refuses one value per channel; the formula does not
         return norm.group_norm(x, num_groups, weight, bias, eps, activation)
     wide = x if all(t is None or t.dtype is x.dtype for t in (weight, bias)) else _wide(x)
     if x.dtype is torch.float32:

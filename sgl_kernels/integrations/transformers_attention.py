@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from sgl_kernels.core.log import warn_once
-from sgl_kernels.integrations.transformers_contract import UNKNOWN, Contract, contract_of, rules_of
+from sgl_kernels.integrations.transformers_contract import (
+    UNKNOWN,
+    Contract,
+    _contracts,
+    _rules,
+    contract_of,
+    rules_of,
+)
 from sgl_kernels.ops.attention.api import attention, attention_varlen
 
 
@@ -40,13 +47,16 @@ def attention_interface(
     the model would have run without us: attention weights asked for (then they come second), dropout, sinks, block
     indices, a paged cache. Raises ValueError for these where that function is not known.
     """
-    contract, rules = _asked(module)
-    odd = contract.oddity(kwargs)
+    contract = _contracts.get(type(module)) or _contract(module)
+    rules = "sdpa" if contract is UNKNOWN else _rules.get(type(module.config)) or _rules_of(module.config)
+    odd = None
+    if kwargs and not (contract.known and contract.odd.isdisjoint(kwargs)):
+        odd = contract.oddity(kwargs)
     drops = dropout > 0.0 and module.training
     if (
         odd is not None
         or output_attentions
-        or (contract.known and (drops or not _fits(contract, rules, attention_mask)))
+        or (contract.known and (drops or (rules != "sdpa" and not _fits(contract, attention_mask))))
     ):
         named = dict(
             is_causal=is_causal, sliding_window=sliding_window, softcap=softcap, position_bias=position_bias
@@ -117,29 +127,16 @@ def mask_interface(*args: Any, **kwargs: Any) -> Tensor | None:
     return AttentionMaskInterface._global_mapping[rules](*args, **kwargs)  # type: ignore[no-any-return]
 
 
-def _asked(module: nn.Module) -> tuple[Contract, str]:
-    if is_compiling():
-        return _asked_once(module)
-    return _look_up(module)
+def _contract(module: nn.Module) -> Contract:
+    return UNKNOWN if is_compiling() else contract_of(type(module))  # dynamo cannot read sources
 
 
-def _look_up(module: nn.Module) -> tuple[Contract, str]:
-    contract = contract_of(type(module))
-    return contract, rules_of(module.config) if contract is not UNKNOWN else "sdpa"
+def _rules_of(config: Any) -> str:
+    return "sdpa" if is_compiling() else rules_of(config)
 
 
-def _asked_once(module: nn.Module) -> tuple[Contract, str]:
-    """The same under dynamo, which may look up what is known but not read sources."""
-    from sgl_kernels.integrations import transformers_contract as known
-
-    contract = known._contracts.get(type(module), UNKNOWN)
-    return contract, known._rules.get(type(getattr(module, "config", None)), "sdpa")
-
-
-def _fits(contract: Contract, rules: str, mask: Tensor | None) -> bool:
-    """Whether the rules and the mask of a call are ones that we serve."""
-    if rules == "sdpa":
-        return True
+def _fits(contract: Contract, mask: Tensor | None) -> bool:
+    """Whether a call under the rules of "eager" is plain attention with a mask that is added."""
     return contract.plain and (mask is None or mask.is_floating_point())
 
 

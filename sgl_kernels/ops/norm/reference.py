@@ -48,10 +48,10 @@ def group_norm(
 ) -> Tensor:  # fmt: skip
     """Layer norm over each group of channels and all positions, then per-channel affine, then SiLU."""
     n, c = x.shape[:2]
-    if x.numel() == 0:
-        return torch.empty_like(x)
-    grouped = _wide(x).reshape(n, num_groups, -1)
-    y = _normalised(grouped, eps, "layer").reshape(x.shape)
+    if x.numel() == 0:  # nothing to normalise, but a gradient of zeros flows back to x, weight and bias
+        y = _wide(x) * 1
+    else:
+        y = _normalised(_wide(x).reshape(n, num_groups, -1), eps, "layer").reshape(x.shape)
     per_channel = (1, c) + (1,) * (x.ndim - 2)
     y = _affine(
         y,
