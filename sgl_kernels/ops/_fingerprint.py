@@ -43,18 +43,28 @@ def builder(op: Op) -> tuple[KeyOf, KeyOf]:
     autocast does on their device. 0.6 us for attention's ten arguments, and 3 us without the C++ module (one core of
     a Xeon with AVX-512, torch 2.13). The body also gets tensors of other types that have memory.
     """
-    number = next(_numbers)
-    kinds = "".join("s" if a.name in op.strided else "t" if a.is_tensor else "v" for a in op.arguments)
-
-    def slow(backend: str | None, args: tuple[Any, ...]) -> Key:
-        return through_attributes(number, kinds, backend, args)
-
-    def slow_inside(backend: str | None, args: tuple[Any, ...]) -> Key:
-        return through_attributes(number, kinds, backend, args, Tensor)
-
     if _compiled is None:
-        return slow, slow_inside
-    return _compiled.builder(number, kinds, slow), _compiled.builder(number, kinds, slow_inside)
+        return in_python(op)
+    number, kinds = next(_numbers), _kinds(op)
+    outside, inside = in_python(op, number)
+    return _compiled.builder(number, kinds, outside), _compiled.builder(number, kinds, inside)
+
+
+def in_python(op: Op, number: int | None = None) -> tuple[KeyOf, KeyOf]:
+    """As `builder`, without the C++ module."""
+    own, kinds = next(_numbers) if number is None else number, _kinds(op)
+
+    def outside(backend: str | None, args: tuple[Any, ...]) -> Key:
+        return through_attributes(own, kinds, backend, args)
+
+    def inside(backend: str | None, args: tuple[Any, ...]) -> Key:
+        return through_attributes(own, kinds, backend, args, Tensor)
+
+    return outside, inside
+
+
+def _kinds(op: Op) -> str:
+    return "".join("s" if a.name in op.strided else "t" if a.is_tensor else "v" for a in op.arguments)
 
 
 def through_attributes(

@@ -11,12 +11,14 @@ from torch.compiler import is_compiling
 from sgl_kernels.core.dispatch import Run, current
 from sgl_kernels.core.names import resolve_names
 from sgl_kernels.core.op import Op
-from sgl_kernels.core.tensors import is_subclass
+from sgl_kernels.core.sharding import is_dtensor, prepare
+from sgl_kernels.core.tensors import is_subclass, watches
 from sgl_kernels.core.torch_op import define
 from sgl_kernels.ops._fingerprint import KeyOf, builder
 from sgl_kernels.ops._into import write
 
 Door = Callable[..., Any]
+FLOOR = "torch_sdpa"
 Bind = Callable[[str | None, tuple[Any, ...]], Run]
 
 
@@ -49,6 +51,7 @@ class Front:
             if out is not None:
                 return write(op, eager, overload, args, out, backend)
             if is_compiling():
+                prepare()
                 return overload(*args, backend=backend)
             return (current().bound.get(key(backend, args)) or bind(backend, args))(*args)
 
@@ -68,6 +71,10 @@ def _bind(
     tensors = [a for a in args if isinstance(a, Tensor)]
     _refuse_nested(op, args)
     if any(is_subclass(t) for t in tensors):
+        if any(is_dtensor(t) for t in tensors):
+            prepare()
+            if watches(*tensors):  # torch's own ops have rules for both directions
+                return current().bind(op, None, backend or FLOOR, args)
         return lambda *values: overload(*values, backend=backend)
     if any(
         t.is_meta for t in tensors

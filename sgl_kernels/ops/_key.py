@@ -7,18 +7,15 @@ from typing import Any
 
 from torch.compiler import is_compiling
 
-from sgl_kernels.core.tensors import has_memory, is_subclass, is_transformed
 from sgl_kernels.core.tensors import is_plain as _through_attributes
+from sgl_kernels.core.tensors import is_subclass
 from sgl_kernels.ops._fingerprint import _compiled
 
 is_plain: Callable[..., bool] = _through_attributes if _compiled is None else _compiled.is_plain
-"""is_plain(*tensors): whether each is None or a strided torch.Tensor with memory, outside of every transform (torch.func,
-forward-mode differentiation). Whoever stands in for a function or a layer of torch asks this first."""
+"""is_plain(*tensors): whether each is None or a strided torch.Tensor with memory, outside of torch.func's transforms
+and of forward-mode differentiation. Whoever stands in for a function or a layer of torch asks this first."""
 
 
 def is_opaque(t: Any) -> bool:
     """Whether a call must go through the torch op: under the compiler, for tensor subclasses and on meta."""
     return is_compiling() or is_subclass(t) or (hasattr(t, "is_meta") and t.is_meta)
-
-
-__all__ = ["has_memory", "is_opaque", "is_plain", "is_transformed"]

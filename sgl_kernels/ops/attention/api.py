@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling as is_compiling
 
 from sgl_kernels.core.dispatch import current
+from sgl_kernels.core.sharding import prepare
 from sgl_kernels.ops._front import Front
 from sgl_kernels.ops.attention.spec import ATTENTION, ATTENTION_LSE, ATTENTION_VARLEN
 
@@ -51,6 +52,7 @@ def attention(
     if out is not None:
         return _door(args, out, backend)  # type: ignore[no-any-return]
     if is_compiling():
+        prepare()
         return _attention(*args, backend=backend)  # type: ignore[no-any-return]
     # The door's body once more: a frame less is 0.1 us less, on a call whose overhead is 1 us.
     return (current().bound.get(_key(backend, args)) or _bind(backend, args))(*args)  # type: ignore[no-any-return]
