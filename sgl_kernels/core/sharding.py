@@ -16,7 +16,7 @@ from .op import Op
 from .registry import registry
 
 Split = tuple[Sequence[int | None], dict[int, int | None]]
-"""One way to split: for each result the dimension, and for each tensor argument that has one; the rest is replicated."""
+"""One way to split: the dimension of each result, and of each tensor argument that is split; the rest is replicated."""
 Rule = Callable[[tuple[Any, ...]], Iterable[Split]]
 
 _lock = threading.Lock()

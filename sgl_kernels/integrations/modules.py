@@ -125,7 +125,7 @@ class Hook:
 
 
 def _has_own_rules(x: Any) -> bool:
-    """The same while dynamo traces, where every tensor is a fake one: only nested tensors and DTensor are told apart."""
+    """The same while dynamo traces, where every tensor is a fake one: nested tensors and DTensor are told apart."""
     return isinstance(x, torch.Tensor) and (x.is_nested or type(x).__name__ == "DTensor")
 
 

@@ -19,6 +19,8 @@ from sgl_kernels.ops._into import write
 
 Door = Callable[..., Any]
 FLOOR = "torch_sdpa"
+DOORS: dict[str, Callable[..., Any]] = {}
+"""op -> door(args in schema order, out, backend)."""
 Bind = Callable[[str | None, tuple[Any, ...]], Run]
 
 
@@ -56,6 +58,7 @@ class Front:
             return (current().bound.get(key(backend, args)) or bind(backend, args))(*args)
 
         self.door: Door = door
+        DOORS[op.name] = door
         self.overload = overload
         self.eager: Callable[..., Any] = eager
         self.key = key
