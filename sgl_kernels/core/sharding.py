@@ -23,7 +23,6 @@ _lock = threading.Lock()
 _done: set[str] = set()
 
 
-@torch.compiler.assume_constant_result  # runs while dynamo traces, and leaves nothing in the graph
 def prepare() -> bool:
     """Register the rules of every op, where DTensor is imported and does not have them."""
     if "torch.distributed.tensor" in sys.modules and len(_done) != len(registry.ops()):
@@ -33,6 +32,11 @@ def prepare() -> bool:
                     _register(op)
                     _done.add(op.name)
     return True
+
+
+# Runs while dynamo traces, and leaves nothing in the graph: torch.compiler.assume_constant_result, which would import
+# all of dynamo here and now, sets this.
+prepare._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def is_dtensor(t: Any) -> bool:
@@ -113,7 +117,7 @@ def _rope(heads: Sequence[int], table: int) -> Rule:
 
 def _divide(q: Any, k: Any, dim: int) -> bool:
     """Whether each shard of the query heads finds its key heads in its own shard."""
-    count = q.mesh.size()
+    count = (q.mesh if hasattr(q, "mesh") else q.device_mesh).size()  # a spec of DTensor, or one itself
     return q.shape[dim] % count == 0 and k.shape[dim] % count == 0
 
 

@@ -27,10 +27,15 @@ def _every_split(mesh) -> None:
         op, args = registry.op(name), smoke(name)
         want = DOORS[name](args, None, None)
         wants = want if isinstance(want, tuple) else (want,)
-        whole = [distribute_tensor(a, mesh, [Replicate()]) if isinstance(a, Tensor) else a for a in args]
+        whole = [
+            distribute_tensor(a, mesh, [Replicate()], src_data_rank=None) if isinstance(a, Tensor) else a
+            for a in args
+        ]
         for outs, ins in [([None] * len(wants), {}), *splits(op, tuple(whole))]:
             given = [
-                distribute_tensor(a, mesh, [Replicate() if ins.get(i) is None else Shard(ins[i])])
+                distribute_tensor(
+                    a, mesh, [Replicate() if ins.get(i) is None else Shard(ins[i])], src_data_rank=None
+                )
                 if isinstance(a, Tensor)
                 else a
                 for i, a in enumerate(args)

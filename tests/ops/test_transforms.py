@@ -126,8 +126,8 @@ def test_meta_tensors_give_meta_results(name):
     found, wanted = (DOORS[name](a, None, None) for a in (meta, args))
     for got, want in zip(*(o if isinstance(o, tuple) else (o,) for o in (found, wanted)), strict=True):
         assert got.is_meta and got.shape == want.shape and got.dtype is want.dtype
-    with pytest.raises((ValueError, TypeError)):
-        DOORS[name]((meta[0][..., :0] if name != "attention_varlen" else meta[0][0], *meta[1:]), None, None)
+    with pytest.raises((ValueError, TypeError)):  # a scalar fits nowhere
+        DOORS[name]((meta[0].new_empty(()), *meta[1:]), None, None)
     with pytest.raises(Exception, match="nobody"):
         DOORS[name](meta, None, "nobody")
 
@@ -138,7 +138,7 @@ def test_a_nested_tensor_is_refused_with_advice(layout):
     parts = [torch.randn(3, 4, 8), torch.randn(5, 4, 8)]
     x = torch.nested.nested_tensor(parts, layout=layout)
     for call in (lambda: sgl_kernels.rms_norm(x), lambda: sgl_kernels.attention(x, x, x)):
-        with pytest.raises(TypeError, match="is a nested tensor, expected a strided torch.Tensor"):
+        with pytest.raises(TypeError, match="is a nested tensor, expected a strided"):
             call()
 
 
