@@ -113,6 +113,7 @@ def _process(rank: int, store: str, queue) -> None:
         queue.put(traceback.format_exc())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not dist.is_available(), reason="torch was built without torch.distributed")
 def test_on_two_processes(tmp_path):
     context = multiprocessing.get_context("spawn")
