@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 Run = Callable[..., Any]
 
 
-def composed(run: Run, op: Op, selection: Selection, dispatcher: Dispatcher, cast: torch.dtype | None) -> Run:
+def composed(
+    run: Run, op: Op, selection: Selection, dispatcher: Dispatcher, cast: torch.dtype | None,
+    shielded: bool = False,
+) -> Run:  # fmt: skip
     """`run` inside everything this dispatcher's settings ask for. With nothing asked for: `run` itself.
 
     What wraps it passes a keyword on: `out`, of a call that writes into given tensors (core/into.py).
@@ -43,6 +46,8 @@ def composed(run: Run, op: Op, selection: Selection, dispatcher: Dispatcher, cas
         run = dispatcher.recorder.wrap(run, op, selection)
     if cast is not None:
         run = _casting(run, op, cast)
+    elif shielded and implementation.differentiable:  # plain torch inside, which autocast would change
+        run = _shielded(run)
     return run
 
 
@@ -98,6 +103,22 @@ def cast_arguments(op: Op, args: tuple[Any, ...], dtype: torch.dtype) -> tuple[A
         else value
         for argument, value in zip(op.arguments, args, strict=True)
     )
+
+
+def ignores_autocast(op: Op, args: tuple[Any, ...]) -> bool:
+    """Whether autocast is on for the device of a call of an op that keeps the dtype of its inputs all the same."""
+    if op.autocast or not torch._C._is_any_autocast_enabled():
+        return False
+    kind = args[0].device.type
+    return kind != "meta" and torch.is_autocast_enabled(kind)
+
+
+def _shielded(run: Run) -> Run:
+    def shielded(*args: Any, **out: Any) -> Any:
+        with torch.autocast(args[0].device.type, enabled=False):
+            return run(*args, **out)
+
+    return shielded
 
 
 def _casting(run: Run, op: Op, dtype: torch.dtype) -> Run:

@@ -30,8 +30,8 @@ MAX_BOUND = 8192  # keys hold exact shapes, so a server with free-length prompts
 MAX_CHILDREN = 512
 
 Run = Callable[..., Any]
-Key = tuple[Any, ...] | None
-"""Everything that decides a call, as hashables; None when an argument is not a tensor."""
+Key = Any
+"""Everything that decides a call, as a hashable; None for a call that is not to be remembered."""
 
 
 class Dispatcher:
@@ -60,7 +60,7 @@ class Dispatcher:
         self._tables: dict[str, TuningTable] = {}
 
     def bind(self, op: Op, key: Key, backend: str | None, args: tuple[Any, ...]) -> Run:
-        """The cold path, once per key: check, select, load, compose, remember."""
+        """The cold path, once per key (at every call for the key None): check, select, load, compose, remember."""
         if args[0].__class__ is torch.Tensor and args[0].device.type == "cuda" and compose.is_capturing():
             raise RuntimeError(
                 f"{op.name}: the first call with these shapes happens inside a CUDA graph capture; warm up first: call "
@@ -70,21 +70,24 @@ class Dispatcher:
         if cast is not None:
             args = compose.cast_arguments(op, args, cast)
         op.check(*args)
+        op.check_kinds(args)
         facts = op.facts(*args)
         device = args[0].device
-        short = (op, backend, facts, device, cast)
+        shielded = compose.ignores_autocast(op, args)
+        short = (op, backend, facts, device, cast, shielded)
         run = self._by_facts.get(short)
         if run is None:
             selection, run = self._resolve(op, backend, facts, probe(device))
-            run = compose.composed(run, op, selection, self, cast)
+            run = compose.composed(run, op, selection, self, cast, shielded)
             if len(self._by_facts) >= MAX_BOUND:
                 self._by_facts.clear()
                 self.selections.clear()
             self._by_facts[short] = run
             self.selections[short] = selection
-        if len(self.bound) >= MAX_BOUND:
-            self.bound.clear()
-        self.bound[key] = run
+        if key is not None:
+            if len(self.bound) >= MAX_BOUND:
+                self.bound.clear()
+            self.bound[key] = run
         return run
 
     def bind_into(self, op: Op, key: Key, backend: str | None, args: tuple[Any, ...], copying: Run) -> Run:
@@ -96,7 +99,7 @@ class Dispatcher:
         if implementation.load_out is not None:
             loaded = implementation.load_out(self._config(implementation, selection.config))
             run = compose.composed(loaded, op, selection, self, None)
-            self.selections[(op, backend, facts, args[0].device, None)] = selection
+            self.selections[(op, backend, facts, args[0].device, None, False)] = selection
         if key is not None:
             if len(self.bound) >= MAX_BOUND:
                 self.bound.clear()

@@ -12,6 +12,7 @@ from torch import Tensor
 from .compose import autocast_dtype, cast_arguments
 from .dispatch import Run, current
 from .op import Op
+from .tensors import is_transformed
 
 _increment_version = torch.autograd.graph.increment_version
 
@@ -67,6 +68,7 @@ def traced_into(
 def check(op: Op, args: tuple[Any, ...], out: Any) -> None:
     """The arguments fit each other, and every tensor of `out` is exactly what the call would have made."""
     op.check(*args)
+    op.check_kinds(args)
     meta = [
         torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device="meta") if isinstance(a, Tensor) else a
         for a in args
@@ -102,6 +104,11 @@ def check(op: Op, args: tuple[Any, ...], out: Any) -> None:
 
 def refuse_gradients(op: Op, args: Sequence[Any], outs: Sequence[Tensor]) -> None:
     """No gradient passes through a tensor that is written in place."""
+    if is_transformed(*args, *outs):
+        raise RuntimeError(
+            f"{op.name}: out is given inside vmap, grad, jvp or another transform of torch.func, or where tensors may "
+            "carry tangents, and none of that passes through out; leave out away"
+        )
     if not torch.is_grad_enabled():
         return
     for name, t in (

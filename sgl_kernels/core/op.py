@@ -19,6 +19,25 @@ DTYPES = {
 }
 
 
+def _is_int(value: Any) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool | Tensor)
+
+
+# type in a schema -> (whether a value fits, in words); NumPy's scalars count as what they are
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "bool": (
+        lambda v: isinstance(v, bool) or type(v).__name__ in ("bool_", "bool", "SymBool"),
+        "True or False",
+    ),
+    "int": (_is_int, "an int"),
+    "float": (
+        lambda v: isinstance(v, int | float) or (hasattr(v, "__float__") and not isinstance(v, Tensor | str)),
+        "a number",
+    ),
+    "str": (lambda v: isinstance(v, str), "a string"),
+}
+
+
 class Facts(Protocol):
     """What selection may know about a call. Each op's Facts is a NamedTuple of hashables."""
 
@@ -117,6 +136,7 @@ class Argument:
     default: Any
     has_default: bool
     is_tensor: bool
+    kind: str = ""  # as torch prints the type: "Tensor", "Optional[float]", "bool"
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +151,7 @@ class Op:
     cases      () -> workloads
     cost       schema arguments -> Cost
     autocast   names of the tensor arguments that follow autocast's lower precision; () = the op ignores it
+    strided    names of the tensor arguments whose strides are among the facts
     """
 
     name: str
@@ -142,6 +163,7 @@ class Op:
     cases: Callable[[], tuple[Case, ...]]
     cost: Callable[..., Cost]
     autocast: tuple[str, ...] = ()
+    strided: tuple[str, ...] = ()
     family: str = ""
     doc: str = ""
     lossy_tolerance: float = 0.1  # relative L2 a LOSSY implementation may err by on a test case
@@ -165,7 +187,7 @@ class Op:
         if parsed.name != self.name:
             raise ValueError(f"op {self.name!r}: the schema names {parsed.name!r}")
         arguments = tuple(
-            Argument(a.name, a.default_value, a.has_default_value(), "Tensor" in str(a.type))
+            Argument(a.name, a.default_value, a.has_default_value(), "Tensor" in str(a.type), str(a.type))
             for a in parsed.arguments
         )
         object.__setattr__(self, "arguments", arguments)
@@ -193,6 +215,18 @@ class Op:
         if absent:
             raise TypeError(f"{self.name}: missing argument {absent[0]!r}")
         return tuple(values.get(a.name, a.default) for a in self.arguments)
+
+    def check_kinds(self, args: tuple[Any, ...]) -> None:
+        """Every argument that is no tensor has the type of the schema, as under the compiler; else a TypeError."""
+        for argument, value in zip(self.arguments, args, strict=True):
+            if argument.is_tensor or (value is None and argument.kind.startswith("Optional")):
+                continue
+            wanted = argument.kind.removeprefix("Optional[").removesuffix("]")
+            fits, words = _KINDS[wanted]
+            if not fits(value):
+                raise TypeError(
+                    f"{self.name}: {argument.name} is {value!r} ({type(value).__name__}), expected {words}"
+                )
 
     def place(self, args: tuple[Any, ...], device: Device) -> tuple[Any, ...]:
         """Arguments of a workload as they come on `device`: a weight lies in the layout its kernels read."""

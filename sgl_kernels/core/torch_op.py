@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .compose import cast_arguments
 from .op import Op
 
 NAMESPACE = "sgl_kernels"
@@ -36,7 +37,36 @@ def define(op: Op, eager: Callable[..., Any]) -> Callable[..., Any]:
     torch.library.register_fake(f"{NAMESPACE}::{op.name}", fake, lib=_LIBRARY)
     _define_backward(op, head, eager)
     overload: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), op.name).default
+    if op.autocast:
+        _define_autocast(op, overload)
     return overload
+
+
+AUTOCAST_KEYS = {
+    "cpu": "AutocastCPU",
+    "cuda": "AutocastCUDA",
+    "xpu": "AutocastXPU",
+    "mps": "AutocastMPS",
+    "": "AutocastPrivateUse1",
+}
+
+
+def _define_autocast(op: Op, overload: Callable[..., Any]) -> None:
+    """What torch does for its own lowered ops: cast, and go on without autocast. The compiler traces through it.
+
+    Without this the compiler asks for the result's dtype with autocast's casts left out, and runs the body when
+    autocast is long over.
+    """
+    for kind, key in AUTOCAST_KEYS.items():
+
+        def lowered(*args: Any, backend: str | None = None, kind: str = kind, key: str = key) -> Any:
+            values = op.canonical(*args)
+            dtype = torch.get_autocast_dtype(kind or values[0].device.type)
+            left_out = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+            with torch._C._ExcludeDispatchKeyGuard(left_out):
+                return overload(*cast_arguments(op, values, dtype), backend=backend)
+
+        _LIBRARY.impl(op.name, lowered, key)
 
 
 def _fresh(eager: Callable[..., Any]) -> Callable[..., Any]:

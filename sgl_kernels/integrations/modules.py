@@ -19,6 +19,7 @@ from sgl_kernels.core.log import warn_once
 from sgl_kernels.core.settings import Scope
 from sgl_kernels.integrations import diffusers as in_diffusers
 from sgl_kernels.integrations import native, processors, torch_hook
+from sgl_kernels.ops._key import is_plain
 
 HOOK = "_sgl_kernels"
 _any_autocast = torch._C._is_any_autocast_enabled
@@ -140,9 +141,14 @@ class Hook:
         """The replacement of a norm's forward; its own under autocast, whose dtype rules are torch's."""
         if not self.active or self.replacement is None or _any_autocast():
             return self.stock(*args, **kwargs)
+        first = args[0] if args else next(iter(kwargs.values()), None)
         if is_compiling():
+            if _has_own_rules(first):
+                return self.stock(*args, **kwargs)
             _tell_compiled(self.backend)
             return self.replacement(self.module, *args, **kwargs)
+        if not is_plain(first):  # nested, DTensor, meta, tangents: torch has rules for them
+            return self.stock(*args, **kwargs)
         token = self.enter()
         try:
             return self.replacement(self.module, *args, **kwargs)
@@ -154,6 +160,11 @@ class Hook:
         if self.previous is not None:
             return self.previous(*args, **kwargs)
         return self.own(self.module, *args, **kwargs)
+
+
+def _has_own_rules(x: Any) -> bool:
+    """The same while dynamo traces, where every tensor is a fake one: nested tensors and DTensor are told apart."""
+    return isinstance(x, torch.Tensor) and (x.is_nested or type(x).__name__ == "DTensor")
 
 
 @torch.compiler.assume_constant_result  # runs while dynamo traces, and leaves nothing in the graph

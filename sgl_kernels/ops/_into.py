@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from sgl_kernels.core.into import into, traced_into
 from sgl_kernels.core.op import Op
+from sgl_kernels.core.tensors import is_subclass
 from sgl_kernels.ops._key import is_opaque
 
 Out = TypeVar("Out")
@@ -18,7 +19,7 @@ def write(
 ) -> Out:  # fmt: skip
     """The result of a call in `out`, which is returned. `eager` and `overload` are the call without it."""
     outs = out if isinstance(out, tuple | list) else (out,)
-    if any(is_opaque(t) for t in (args[0], *outs)):
+    if is_opaque(args[0]) or any(is_subclass(t) for t in outs):
         traced_into(op, overload, args, out, backend)
     else:
         into(op, eager, args, out, backend)

@@ -1,30 +1,21 @@
-"""Pieces of the hot key: what a tensor argument contributes, and whether autograd is watching."""
+"""What kind of call this is: one for our kernels, or one that torch alone knows how to treat."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import Tensor
 from torch.compiler import is_compiling
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-_grad_enabled = torch.is_grad_enabled
-_any_autocast = torch._C._is_any_autocast_enabled
+from sgl_kernels.core.tensors import is_plain as _through_attributes
+from sgl_kernels.core.tensors import is_subclass
+from sgl_kernels.ops._fingerprint import _compiled
 
-
-def of(t: Tensor | None) -> Any:
-    """Shape, dtype and device index of an optional tensor."""
-    return None if t is None else (t.shape, t.dtype, t.get_device())
-
-
-def grad(*tensors: Tensor | None) -> bool:
-    """Whether autograd will ask for a backward."""
-    if not _grad_enabled():
-        return False
-    return any(t is not None and t.requires_grad for t in tensors)
+is_plain: Callable[..., bool] = _through_attributes if _compiled is None else _compiled.is_plain
+"""is_plain(*tensors): whether each is None or a strided torch.Tensor with memory, outside of torch.func's transforms
+and of forward-mode differentiation. Whoever stands in for a function or a layer of torch asks this first."""
 
 
 def is_opaque(t: Any) -> bool:
-    """Whether a call must go through the torch op: under the compiler, and for tensor subclasses."""
-    return is_compiling() or (type(t) not in _PLAIN and isinstance(t, Tensor))
+    """Whether a call must go through the torch op: under the compiler, for tensor subclasses and on meta."""
+    return is_compiling() or is_subclass(t) or (hasattr(t, "is_meta") and t.is_meta)

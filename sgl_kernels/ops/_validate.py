@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sgl_kernels.core.tensors import has_memory, watches
+
 SUPPORTED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -12,6 +14,11 @@ def tensor(op: str, name: str, value: object, ndim: int | None = None, layout: s
     """`value` as a floating-point tensor with `ndim` dimensions, or an error that names it."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: {name} is {type(value).__name__}, expected a torch.Tensor")
+    if not has_memory(value) and not value.is_meta:
+        kind = "a nested tensor" if value.is_nested else f"of layout {value.layout}"
+        raise TypeError(
+            f"{op}: {name} is {kind}, expected a strided torch.Tensor; use {name}.to_dense() or its parts"
+        )
     if value.dtype not in SUPPORTED:
         raise ValueError(
             f"{op}: {name} has dtype {short(value.dtype)}, expected one of "
@@ -78,5 +85,5 @@ def short(dtype: torch.dtype) -> str:
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
-    """Whether autograd will ask for a backward."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    """Whether autograd, in reverse or forward mode and at any level, will ask for a derivative."""
+    return watches(*tensors)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ import sgl_kernels
 from sgl_kernels.core.dispatch import Dispatcher, activate
 from sgl_kernels.core.packages import installed_version
 from sgl_kernels.core.settings import load_settings
-from sgl_kernels.ops._fingerprint import through_attributes
+from sgl_kernels.ops import _fingerprint
 from sgl_kernels.ops.attention import api as attention_api
 from sgl_kernels.tools.bench_clock import _waiter, threads
 from sgl_kernels.tools.bench_results import describe_machine
@@ -130,12 +131,17 @@ def _loop(body: Callable[[int], Any], dispatcher: Dispatcher | None = None) -> C
 @contextlib.contextmanager
 def _without_module() -> Iterator[None]:
     """Keys made through tensor attributes, as where the C++ module of keys is not built."""
-    before = attention_api.fingerprint
-    attention_api.fingerprint = through_attributes
+    before = attention_api._key
+    attention_api._key = _slow_key()
     try:
         yield
     finally:
-        attention_api.fingerprint = before
+        attention_api._key = before
+
+
+@functools.cache
+def _slow_key() -> Any:
+    return _fingerprint.in_python(attention_api.ATTENTION)[0]
 
 
 def _slow(body: Callable[[int], Any], dispatcher: Dispatcher) -> Callable[[int], float]:

@@ -238,4 +238,4 @@ def test_warmup_binds_cases():
     op = registry.op("gelu_tanh")
     case = next(c for c in op.cases() if c.name == "plain")
     sgl_kernels.warmup([("gelu_tanh", case)], dtype=torch.float32)
-    assert any(key and key[0] is op for key in current().bound)
+    assert any(decided[0] is op for decided in current().selections)

@@ -69,6 +69,7 @@ LINEAR = registry.define(
         check=check,
         cases=cases.linear,
         cost=_cost,
+        autocast=("x", "weight", "bias"),
         family="linear",
         doc="activation(x W^T + bias)",
     )

@@ -4,53 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sgl_kernels.core.dispatch import Key, bind, current
-from sgl_kernels.core.torch_op import define
-from sgl_kernels.ops._into import write
-from sgl_kernels.ops._key import grad, is_opaque, of
+from sgl_kernels.ops._front import Front
 from sgl_kernels.ops.modulate.spec import GATE_RESIDUAL, SCALE_SHIFT
 
-
-def _eager_scale_shift(
-    x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, backend: str | None = None
-) -> Tensor:
-    try:
-        key: Key = (
-            SCALE_SHIFT,
-            backend,
-            x.shape,
-            x.dtype,
-            x.device,
-            of(scale),
-            of(shift),
-            grad(x, scale, shift),
-        )
-    except AttributeError:  # not a tensor: bind says which
-        key = None
-    return (current().bound.get(key) or bind(SCALE_SHIFT, key, backend, (x, scale, shift)))(x, scale, shift)
-
-
-def _eager_gate(residual: Tensor, x: Tensor, gate: Tensor, backend: str | None = None) -> Tensor:
-    try:
-        key: Key = (
-            GATE_RESIDUAL,
-            backend,
-            x.shape,
-            x.dtype,
-            x.device,
-            of(residual),
-            of(gate),
-            grad(residual, x, gate),
-        )
-    except AttributeError:  # not a tensor: bind says which
-        key = None
-    return (current().bound.get(key) or bind(GATE_RESIDUAL, key, backend, (residual, x, gate)))(
-        residual, x, gate
-    )
-
-
-_scale_shift = define(SCALE_SHIFT, _eager_scale_shift)
-_gate_residual = define(GATE_RESIDUAL, _eager_gate)
+_scale_shift = Front(SCALE_SHIFT).door
+_gate_residual = Front(GATE_RESIDUAL).door
 
 
 def scale_shift(
@@ -70,11 +28,7 @@ def scale_shift(
 
     out, shaped as x, is written and returned; it may be x itself: each row is read before it is written.
     """
-    if out is not None:
-        return write(SCALE_SHIFT, _eager_scale_shift, _scale_shift, (x, scale, shift), out, backend)
-    if is_opaque(x):
-        return _scale_shift(x, scale, shift, backend=backend)
-    return _eager_scale_shift(x, scale, shift, backend)
+    return _scale_shift((x, scale, shift), out, backend)  # type: ignore[no-any-return]
 
 
 def gate_residual(
@@ -86,8 +40,4 @@ def gate_residual(
 
     out: as in `scale_shift`; it may be residual or x.
     """
-    if out is not None:
-        return write(GATE_RESIDUAL, _eager_gate, _gate_residual, (residual, x, gate), out, backend)
-    if is_opaque(x):
-        return _gate_residual(residual, x, gate, backend=backend)
-    return _eager_gate(residual, x, gate, backend)
+    return _gate_residual((residual, x, gate), out, backend)  # type: ignore[no-any-return]

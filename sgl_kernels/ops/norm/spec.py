@@ -221,7 +221,7 @@ def _cost(reads_and_writes: int, per_element: int) -> Any:
 
 def _define(
     name: str, schema: str, facts: Any, check: Any, make_cases: Any, fake: Any, cost: Any, doc: str,
-    in_place: Any = _x_itself,
+    in_place: Any = _x_itself, strided: tuple[str, ...] = (),
 ) -> Op:  # fmt: skip
     return registry.define(
         Op(
@@ -236,6 +236,7 @@ def _define(
             family="norm",
             doc=doc,
             in_place=in_place,
+            strided=strided,
         )
     )
 
@@ -255,6 +256,7 @@ GROUP_NORM = _define(
     "Tensor x, int num_groups, Tensor? weight=None, Tensor? bias=None, float eps=1e-05, "
     "str activation='none') -> Tensor",
     group_facts, check_group, cases.group, _like_group, _cost(2, 11), "group norm of (N, C, ...), with SiLU if asked",
+    strided=("x",),
 )  # fmt: skip
 NORM_SCALE_SHIFT = _define(
     "norm_scale_shift",

@@ -9,78 +9,18 @@ from torch import Tensor
 from torch.compiler import is_compiling
 
 from sgl_kernels.core.device import Device, probe
-from sgl_kernels.core.dispatch import Key, bind, current
+from sgl_kernels.core.dispatch import current
 from sgl_kernels.core.packages import installed_version
 from sgl_kernels.core.registry import registry
-from sgl_kernels.core.torch_op import define
 from sgl_kernels.core.verdict import Rejected
-from sgl_kernels.ops._key import grad, is_opaque, of
+from sgl_kernels.ops._front import Front
+from sgl_kernels.ops._key import is_opaque, is_plain
 from sgl_kernels.ops._validate import short
 from sgl_kernels.ops.nvfp4.formats import NVFP4, ScaledFormat, ScaledTensor, parse_format, scales_fault
 from sgl_kernels.ops.nvfp4.layouts import MAX_FINITE_E4M3, to_layout
 from sgl_kernels.ops.nvfp4.spec import NVFP4_DEQUANTIZE, NVFP4_LINEAR, NVFP4_QUANTIZE
 
-
-def _eager_quantize(
-    x: Tensor, global_scale: Tensor | None = None, format: str = "nvfp4", stochastic: bool = False,
-    backend: str | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    args = (x, global_scale, format, stochastic)
-    try:
-        key: Key = (NVFP4_QUANTIZE, backend, x.shape, x.dtype, x.device, of(global_scale), format, stochastic)
-    except AttributeError:  # not a tensor: bind says which
-        key = None
-    found: tuple[Tensor, Tensor, Tensor] = (
-        current().bound.get(key) or bind(NVFP4_QUANTIZE, key, backend, args)
-    )(*args)
-    return found
-
-
-def _eager_dequantize(
-    data: Tensor, block_scale: Tensor, global_scale: Tensor | None = None, format: str = "nvfp4",
-    dtype: str = "bfloat16", backend: str | None = None,
-) -> Tensor:  # fmt: skip
-    args = (data, block_scale, global_scale, format, dtype)
-    try:
-        key: Key = (
-            NVFP4_DEQUANTIZE, backend, data.shape, data.dtype, data.device, of(block_scale), of(global_scale), format,
-            dtype,
-        )  # fmt: skip
-    except AttributeError:  # not a tensor: bind says which
-        key = None
-    return (current().bound.get(key) or bind(NVFP4_DEQUANTIZE, key, backend, args))(*args)
-
-
-def _eager_linear(
-    x: Tensor, weight: Tensor, weight_scale: Tensor, global_scale: Tensor | None = None, bias: Tensor | None = None,
-    activation: str = "bf16", input_scale: Tensor | None = None, format: str = "nvfp4", layout: str = "linear",
-    out_features: int = 0, backend: str | None = None,
-) -> Tensor:  # fmt: skip
-    args = (
-        x,
-        weight,
-        weight_scale,
-        global_scale,
-        bias,
-        activation,
-        input_scale,
-        format,
-        layout,
-        out_features,
-    )
-    try:
-        key: Key = (
-            NVFP4_LINEAR, backend, x.shape, x.dtype, x.device, of(weight), of(weight_scale), of(global_scale), of(bias),
-            activation, of(input_scale), format, layout, out_features, grad(x, bias),
-        )  # fmt: skip
-    except AttributeError:  # not a tensor: bind says which
-        key = None
-    return (current().bound.get(key) or bind(NVFP4_LINEAR, key, backend, args))(*args)
-
-
-_quantize = define(NVFP4_QUANTIZE, _eager_quantize)
-_dequantize = define(NVFP4_DEQUANTIZE, _eager_dequantize)
-_linear = define(NVFP4_LINEAR, _eager_linear)
+_quantize, _dequantize, _linear = (Front(op).door for op in (NVFP4_QUANTIZE, NVFP4_DEQUANTIZE, NVFP4_LINEAR))
 
 
 def nvfp4_quantize(
@@ -106,9 +46,8 @@ def nvfp4_quantize(
     _check_scale("nvfp4_quantize", "global_scale", global_scale)
     if nonfinite not in ("error", "propagate"):
         raise ValueError(f"nvfp4_quantize: nonfinite is {nonfinite!r}, expected 'error' or 'propagate'")
-    run = _quantize if is_opaque(x) else _eager_quantize
-    data, block_scale, scale = run(x, global_scale, fmt.name, stochastic, backend=backend)
-    if nonfinite == "error" and not is_opaque(x) and _has_nan(block_scale):
+    data, block_scale, scale = _quantize((x, global_scale, fmt.name, stochastic), None, backend)
+    if nonfinite == "error" and not is_opaque(x) and is_plain(block_scale) and _has_nan(block_scale):
         bad = int(torch.isnan(block_scale.to(torch.float32)).sum())
         raise ValueError(
             f"nvfp4_quantize: x has NaN or infinities in {bad} of {block_scale.numel()} blocks; clean them, or pass "
@@ -142,8 +81,8 @@ def nvfp4_dequantize(
             f"nvfp4_dequantize: x is {type(x).__name__}, expected a ScaledTensor from nvfp4_quantize"
         )
     x = to_layout(x, "linear")
-    run = _dequantize if is_opaque(x.data) else _eager_dequantize
-    return run(x.data, x.block_scale, x.global_scale, x.format.name, short(dtype), backend=backend)
+    args = (x.data, x.block_scale, x.global_scale, x.format.name, short(dtype))
+    return _dequantize(args, None, backend)  # type: ignore[no-any-return]
 
 
 def nvfp4_linear(
@@ -173,13 +112,11 @@ def nvfp4_linear(
         raise TypeError(
             f"nvfp4_linear: weight is {type(weight).__name__}, expected a ScaledTensor from nvfp4_quantize"
         )
-    opaque = is_opaque(x)
-    w = _as_prepared(weight) if opaque else for_device(weight, activation)
-    run = _linear if opaque else _eager_linear
-    return run(
+    w = _as_prepared(weight) if is_opaque(x) else for_device(weight, activation)
+    args = (
         x, w.data, w.block_scale, w.global_scale, bias, activation, input_scale, w.format.name, w.layout, w.shape[0],
-        backend=backend,
     )  # fmt: skip
+    return _linear(args, None, backend)  # type: ignore[no-any-return]
 
 
 def for_device(weight: ScaledTensor, activation: str = "bf16") -> ScaledTensor:

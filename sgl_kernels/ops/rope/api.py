@@ -4,52 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sgl_kernels.core.dispatch import Key, bind, current
-from sgl_kernels.core.torch_op import define
-from sgl_kernels.ops._into import write
-from sgl_kernels.ops._key import grad, is_opaque, of
+from sgl_kernels.ops._front import Front
 from sgl_kernels.ops.rope.spec import APPLY_ROPE, QK_NORM_ROPE
 
-
-def _eager_rope(
-    x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False, backend: str | None = None
-) -> Tensor:
-    try:
-        key: Key = (
-            APPLY_ROPE,
-            backend,
-            x.shape,
-            x.dtype,
-            x.device,
-            of(cos),
-            of(sin),
-            interleaved,
-            grad(x, cos, sin),
-        )
-    except AttributeError:  # not a tensor: bind says which
-        key = None
-    return (current().bound.get(key) or bind(APPLY_ROPE, key, backend, (x, cos, sin, interleaved)))(
-        x, cos, sin, interleaved
-    )
-
-
-def _eager_qk(
-    q: Tensor, k: Tensor, q_weight: Tensor | None = None, k_weight: Tensor | None = None, cos: Tensor | None = None,
-    sin: Tensor | None = None, eps: float = 1e-6, interleaved: bool = False, backend: str | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    args = (q, k, q_weight, k_weight, cos, sin, eps, interleaved)
-    try:
-        key: Key = (
-            QK_NORM_ROPE, backend, q.shape, q.dtype, q.device, of(k), of(q_weight), of(k_weight), of(cos), of(sin),
-            eps, interleaved, grad(q, k, q_weight, k_weight, cos, sin),
-        )  # fmt: skip
-    except AttributeError:  # not a tensor: bind says which
-        key = None
-    return (current().bound.get(key) or bind(QK_NORM_ROPE, key, backend, args))(*args)
-
-
-_apply_rope = define(APPLY_ROPE, _eager_rope)
-_qk_norm_rope = define(QK_NORM_ROPE, _eager_qk)
+_apply_rope = Front(APPLY_ROPE).door
+_qk_norm_rope = Front(QK_NORM_ROPE).door
 
 
 def apply_rope(
@@ -71,11 +30,7 @@ def apply_rope(
 
     out, shaped as x, is written and returned; it may be x itself: each head is read before it is written.
     """
-    if out is not None:
-        return write(APPLY_ROPE, _eager_rope, _apply_rope, (x, cos, sin, interleaved), out, backend)
-    if is_opaque(x):
-        return _apply_rope(x, cos, sin, interleaved, backend=backend)
-    return _eager_rope(x, cos, sin, interleaved, backend)
+    return _apply_rope((x, cos, sin, interleaved), out, backend)  # type: ignore[no-any-return]
 
 
 def qk_norm_rope(
@@ -98,9 +53,4 @@ def qk_norm_rope(
 
     out=(q_out, k_out) are written and returned; they may be q and k themselves, in that order.
     """
-    args = (q, k, q_weight, k_weight, cos, sin, eps, interleaved)
-    if out is not None:
-        return write(QK_NORM_ROPE, _eager_qk, _qk_norm_rope, args, out, backend)
-    if is_opaque(q):
-        return _qk_norm_rope(*args, backend=backend)
-    return _eager_qk(*args, backend)
+    return _qk_norm_rope((q, k, q_weight, k_weight, cos, sin, eps, interleaved), out, backend)  # type: ignore[no-any-return]
