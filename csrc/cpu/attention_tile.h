@@ -190,7 +190,11 @@ __attribute__((noinline)) void score_tile(const float* k, size_t stride, const f
   if (Dot::kCareful || __builtin_expect(panel.far, 0)) {
     SGL_UNROLL for (int j = 0; j < NV; ++j) {
       SGL_UNROLL for (int i = 0; i < ROWS; ++i) {
-        acc[i][j] = far_exponent<Dot>(kScaled ? acc[i][j] : rounded(acc[i][j] * s), panel.reference[j]);
+        const F reference = panel.reference[j];
+        const F exact = far_exponent<Dot>(kScaled ? acc[i][j] : rounded(acc[i][j] * s), reference);
+        // Lanes that are not far get the same bits as without a far neighbour.
+        const I far = (reference > splat(kFarScore)) | (reference < splat(-kFarScore));
+        acc[i][j] = kScaled || Dot::kCareful ? exact : far ? exact : acc[i][j] * (s + s) - (reference + reference);
       }
     }
   } else {
