@@ -63,6 +63,7 @@ DenseCall prepare_dense(const char* op, const Tensor& q_in, const Tensor& k_in, 
   check_rule(op, causal, window_left, window_right, softcap);
   STD_TORCH_CHECK(q_in.size(1) < kLongest && k_in.size(1) < kLongest, op, ": q and k have ", q_in.size(1), " and ",
                   k_in.size(1), " rows; expected fewer than 2^28");
+  check_rows(q_in, k_in, q_in.size(0), q_in.size(1), op);
 
   DenseCall call{rows_contiguous(q_in), rows_contiguous(k_in), rows_contiguous(v_in), {}, {}, {}, false};
   const Tensor &q = call.q, &k = call.k, &v = call.v;
@@ -128,6 +129,13 @@ void check_heads(const Tensor& q, const Tensor& k, const Tensor& v, const char* 
   // Scratch space grows with the head sizes; 32-bit arithmetic on them must not overflow.
   STD_TORCH_CHECK(q.size(channel) <= 65536 && v.size(channel) <= 65536 && q.size(head) < (1 << 24), op, ": head_dim ",
                   q.size(channel), ", value head_dim ", v.size(channel), " or ", q.size(head), " heads is out of range");
+}
+
+void check_rows(const Tensor& q, const Tensor& k, int64_t batch, int64_t longest, const char* op) {
+  const int64_t head = q.dim() - 2, group = k.size(head) > 0 ? q.size(head) / k.size(head) : 0;
+  STD_TORCH_CHECK(batch < (int64_t{1} << 31), op, ": the batch is ", batch, "; expected less than 2^31. Split it");
+  STD_TORCH_CHECK(longest == 0 || group < kMostRows / longest, op, ": ", group, " query heads share a key head and have ",
+                  longest, " rows each; expected fewer than 2^30 rows in all. Split q along its rows or heads");
 }
 
 void check_rule(const char* op, int64_t causal, int64_t window_left, int64_t window_right, double softcap) {

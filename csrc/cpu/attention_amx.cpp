@@ -120,11 +120,15 @@ struct DotAmx : DotBf16 {
       }
     }
     if (panel.fresh) start_panel<NV>(panel);
+    const bool far = panel.far;
+    const auto exponent = [&](F s, int j) {
+      const F reference = panel.reference[j];
+      return __builtin_expect(far, 0) ? far_exponent<DotBf16>(s, reference) : s * 2.0f - (reference + reference);
+    };
     for (int i = 0; i < kStep; i += 2) {
       for (int j = 0; j < NV; ++j) {
         const float* at = scores + (i * NV + j) * kLanes;
-        const F a = exp2<kDegree>(load<F>(at) - panel.reference[j]);
-        const F b = exp2<kDegree>(load<F>(at + NV * kLanes) - panel.reference[j]);
+        const F a = exp2<kDegree>(exponent(load<F>(at), j)), b = exp2<kDegree>(exponent(load<F>(at + NV * kLanes), j));
         panel.sum[j] += a + b;  // before rounding, as in emit
         store(p + (static_cast<size_t>(i / 2) * NV + j) * kLanes, pair(a, b));
       }
@@ -151,7 +155,7 @@ struct DotAmx : DotBf16 {
     F before[NV], decay[NV];
     begin_sums<NV>(panel, before);
     score<NV>(k, q, elements, rule, ruled, first, last, panel, p);
-    const bool moved = move_reference<NV>(panel, before, decay);
+    const bool moved = move_reference<DotAmx, NV>(panel, before, decay);
     if (moved) {
       score<NV>(k, q, elements, rule, ruled, first, last, panel, p);
       for (int c = 0; c < channels; ++c) {

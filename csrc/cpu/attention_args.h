@@ -29,6 +29,7 @@ struct Problem {
   Tensor4 q, k, v, out;
   MaskView mask;
   float* lse;                                    // may be null; element strides below
+  float* sums;                                   // of key splits: the weights' sums, and lse is what they are relative to
   int64_t lse_batch, lse_head;                   // the query stride is 1
   int64_t out_split, lse_split;                  // bytes, elements: where the next key split writes its part
   const int64_t *cu_q, *cu_k;                    // packed sequences (offsets along seq), or null
@@ -53,8 +54,8 @@ struct Kernels {
   void (*run)(const Problem& problem, const Task& task, char* scratch);
   size_t (*decode_scratch_bytes)(const Problem& problem, const Task& task);
   void (*decode)(const Problem& problem, const Task& task, char* scratch);  // few rows: dot products along channels
-  // Merges `splits` parts of `parts` (float, contiguous rows) into rows row0..row1 of the (batch, head, query) rows of
-  // `whole`.
+  // Merges `splits` parts of `parts` (float, contiguous rows, with lse and sums) into rows row0..row1 of the (batch,
+  // head, query) rows of `whole`.
   void (*combine)(const Problem& parts, const Problem& whole, int32_t splits, int64_t row0, int64_t row1);
 };
 
@@ -67,6 +68,7 @@ constexpr int32_t kChunkRows = 512;      // rows at a time: their Q, O and state
 constexpr int32_t kMergeBelow = 32;      // fewer queries, and the query heads that share a key head share panels
 constexpr int32_t kMaxDecodeRows = 8;        // of one key head
 constexpr int32_t kMaxDecodeHeadRows = 64;   // of all key heads of a task
+constexpr int64_t kMostRows = int64_t{1} << 30;  // query rows of one key head: twice as many fit 32 bits
 constexpr int64_t kFar = int64_t{1} << 29;  // sequence lengths are below this: q + kFar cannot overflow 32 bits
 
 // One sequence of the problem: where its rows start, how long it is, and which keys a query sees

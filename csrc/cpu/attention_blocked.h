@@ -59,24 +59,27 @@ void score_block(const float* k, const float* q, int elements, const ScoreRule& 
 
 // Lazy softmax: weights are taken relative to the panel's reference. Where a score exceeds it by 2^60, or the first
 // scores a lane ever sees lie 2^60 below it, the reference moves and the block is redone. Returns whether it moved.
-template <int NV>
+template <class Dot, int NV>
 bool move_reference(Panel& panel, const F (&before)[NV], F (&decay)[NV]) {
+  constexpr float kLimit = Dot::kCareful ? 0.0f : kRedo;
   I moves[NV];
-  I some{};
+  I some{}, far{};
   for (int j = 0; j < NV; ++j) {
     const F rise = panel.highest[j] - panel.reference[j];
-    const I unset = (before[j] == F{}) & (rise < splat(-kRedo)) & (panel.highest[j] > splat(kNoScore));
-    moves[j] = (rise > splat(kRedo)) | unset;
+    const I unset = (before[j] == F{}) & (rise < splat(-kLimit)) & (panel.highest[j] > splat(kMinusInf));
+    moves[j] = (rise > splat(kLimit)) | unset;
     some |= moves[j];
   }
   if (__builtin_expect(!any(some), 1)) return false;
   for (int j = 0; j < NV; ++j) {
     const F next = moves[j] ? panel.highest[j] : panel.reference[j];
     const F step = moves[j] ? panel.reference[j] - next : F{};
-    decay[j] = before[j] == F{} ? F{} : exp2<5>(step);
+    decay[j] = before[j] == F{} ? F{} : exp2<5>(step + step);
     panel.sum[j] = F{};
     panel.reference[j] = next;
+    far |= (next > splat(kFarScore)) | (next < splat(-kFarScore));
   }
+  panel.far = any(far);
   return true;
 }
 
@@ -101,7 +104,7 @@ void attend(const float* k, const float* q, int elements, const float* v, size_t
   F before[NV], decay[NV];
   begin_sums<NV>(panel, before);
   score_block<Dot, NV>(k, q, elements, rule, first, last, panel, p);
-  const bool moved = move_reference<NV>(panel, before, decay);
+  const bool moved = move_reference<Dot, NV>(panel, before, decay);
   if (moved) score_block<Dot, NV>(k, q, elements, rule, first, last, panel, p);
   join_sums<NV>(panel, before, moved ? decay : nullptr);
   const Earlier earlier = panel.begun ? moved ? Earlier::decayed : Earlier::kept : Earlier::none;
@@ -159,7 +162,8 @@ Layout layout_of(const Problem& p, int32_t rows) {
 
 template <class Dot>
 size_t blocked_scratch(const Problem& p, int32_t rows) {
-  return layout_of<Dot>(p, rows).total;
+  const size_t usual = layout_of<Dot>(p, rows).total, careful = layout_of<DotCareful>(p, min_int(rows, kChunkRows)).total;
+  return usual > careful ? usual : careful;
 }
 
 static inline void start_panels(Panel* panels, int32_t count, int32_t channels, RowWalk walk, int32_t rows,
@@ -170,7 +174,7 @@ static inline void start_panels(Panel* panels, int32_t count, int32_t channels, 
     panel.vectors = (panel.rows + kLanes - 1) / kLanes;
     panel.out = out + static_cast<size_t>(n) * channels * kPanel;
     panel.fresh = true;
-    panel.begun = false;
+    panel.far = panel.begun = false;
     panel.first = panel.last = walk.query;
     for (int j = 0; j < kMaxVectors; ++j) panel.reference[j] = panel.sum[j] = F{};
     if (walk.query + panel.rows <= walk.sq) {  // of one head
@@ -236,10 +240,14 @@ struct Packed {
       : problem(p), layout(l), k(s.k + task.kv_head * p.k.head + task.key0 * p.k.seq),
         v(s.v + task.kv_head * p.v.head + task.key0 * p.v.seq), scratch(memory),
         held(reinterpret_cast<int32_t*>(memory + l.held)) {
-    for (int32_t i = 0; i < l.slots; ++i) held[i] = 0;
+    forget();
     const int32_t keys = min_int(task.key1, s.sk) - task.key0;
     fetch_first_rows(k, p.k.seq, keys, static_cast<size_t>(p.d) * type_size(kType));
     fetch_first_rows(v, p.v.seq, keys, static_cast<size_t>(p.dv) * type_size(kType));
+  }
+
+  void forget() {
+    for (int32_t i = 0; i < layout.slots; ++i) held[i] = 0;
   }
 
   // The slot of a block; blocks beyond the last slot take turns in it. count: keys of the block that any row sees.
@@ -265,10 +273,10 @@ struct Packed {
   }
 };
 
-// One chunk of rows against all keys of the task.
+// One chunk of rows against all keys of the task. DotCareful replaces the rows that failed.
 template <class Dot, Type kType>
 void run_chunk(const Problem& p, const Task& task, const Sequence& s, const Layout& l, Packed<Dot, kType>& packed,
-               char* scratch) {
+               char* scratch, Failures& failures) {
   auto part = [scratch](size_t offset) { return reinterpret_cast<float*>(scratch + offset); };
   float *const queries = part(l.queries), *const weights = part(l.weights);
   float *const key_bias = part(l.key_bias), *const lane_bias = part(l.lane_bias);
@@ -292,8 +300,8 @@ void run_chunk(const Problem& p, const Task& task, const Sequence& s, const Layo
 
   const float scale = p.scale < 0 ? -p.scale : p.scale;
   ScoreRule rule{};
-  rule.scale = p.softcap > 0 ? scale / p.softcap : scale * kLog2e;
-  rule.cap = p.softcap > 0 ? p.softcap * kLog2e : 0;
+  rule.scale = p.softcap > 0 ? scale / p.softcap : scale * kHalfLog2e;
+  rule.cap = p.softcap > 0 ? p.softcap * kHalfLog2e : 0;
   rule.left = s.left;
   rule.right = s.right;
   const MaskPlan mask = plan_mask(p, task, s);
@@ -336,10 +344,24 @@ void run_chunk(const Problem& p, const Task& task, const Sequence& s, const Layo
   }
 
   char* out = s.out + head0 * p.out.head + task.split * p.out_split;
-  float* lse = p.lse == nullptr ? nullptr : p.lse + s.lse_offset + head0 * p.lse_head + task.split * p.lse_split;
+  const int64_t lse = s.lse_offset + head0 * p.lse_head + task.split * p.lse_split;
   for (int n = 0; n < count; ++n) {
-    store_panel(p, out, lse, RowWalk(task.row0 + n * kPanel, s.sq), panels[n]);
+    const RowWalk walk(task.row0 + n * kPanel, s.sq);
+    uint8_t* failed = failures.row + n * kPanel;
+    if constexpr (Dot::kCareful) {
+      store_failed(p, out, walk, panels[n], failed);
+    } else {
+      store_panel(p, out, lse, walk, panels[n], failures.any, failed);
+    }
   }
+}
+
+template <Type kType>
+__attribute__((noinline, cold)) void repeat_carefully(const Problem& p, const Task& chunk, const Sequence& s,
+                                                      char* scratch, Failures& failures) {
+  const Layout l = layout_of<DotCareful>(p, chunk.row1 - chunk.row0);
+  Packed<DotCareful, kType> packed(p, l, chunk, s, scratch);
+  run_chunk<DotCareful, kType>(p, chunk, s, l, packed, scratch, failures);
 }
 
 template <class Dot, Type kType>
@@ -352,7 +374,12 @@ void run_blocked(const Problem& p, const Task& task, char* scratch) {
     chunk.row1 = min_int(chunk.row0 + kChunkRows, task.row1);
     // A chunk ends with its head, so that its panels do not straddle heads; heads of few rows share panels.
     if (s.sq >= kMergeBelow) chunk.row1 = min_int(chunk.row1, (chunk.row0 / s.sq + 1) * s.sq);
-    run_chunk<Dot, kType>(p, chunk, s, l, packed, scratch);
+    Failures failures;
+    run_chunk<Dot, kType>(p, chunk, s, l, packed, scratch, failures);
+    if (__builtin_expect(failures.any, 0)) {
+      repeat_carefully<kType>(p, chunk, s, scratch, failures);
+      packed.forget();
+    }
   }
 }
 

@@ -83,7 +83,7 @@ void dot_keys(const Tensor4& k, const char* keys, int count, int d, const float*
 // out[row][channels c ...] = out * decay[row] + weights[row] V, for PAIRS pairs of vectors (`n` channels of the last
 // one where PARTIAL). The sum of a few keys is joined to out whole: one chain over all keys had 2.4 times the error at
 // 4096 of them.
-template <Type kType, int ROWS, int PAIRS, bool PARTIAL>
+template <class Dot, Type kType, int ROWS, int PAIRS, bool PARTIAL>
 SGL_INLINE void add_values(const Tensor4& v, const char* values, int count, int n, const float* weights,
                            const float* decay, float* out, int out_stride, const char* ahead) {
   F acc[ROWS][2 * PAIRS];
@@ -101,8 +101,8 @@ SGL_INLINE void add_values(const Tensor4& v, const char* values, int count, int 
     SGL_UNROLL for (int r = 0; r < ROWS; ++r) {
       const F w = splat(weights[r * kChunk + key]);
       SGL_UNROLL for (int c = 0; c < PAIRS; ++c) {
-        acc[r][2 * c] += w * x[c].a;
-        acc[r][2 * c + 1] += w * x[c].b;
+        acc[r][2 * c] = add_weighted<Dot>(acc[r][2 * c], x[c].a, w);
+        acc[r][2 * c + 1] = add_weighted<Dot>(acc[r][2 * c + 1], x[c].b, w);
       }
     }
   }
@@ -114,19 +114,19 @@ SGL_INLINE void add_values(const Tensor4& v, const char* values, int count, int 
   }
 }
 
-template <Type kType, int ROWS>
+template <class Dot, Type kType, int ROWS>
 void add_all_values(const Tensor4& v, const char* values, int count, int dv, const float* weights, const float* decay,
                     float* out, int out_stride, const char* ahead) {
   constexpr int WIDE = ROWS == 1 || (kManyRegisters && ROWS < 4) ? 4 : kManyRegisters || ROWS < 4 ? 2 : 1;
   constexpr int STEP = kPair * type_size(kType);
   int c = 0;
   for (; c + WIDE * kPair <= dv; c += WIDE * kPair, values += WIDE * STEP, ahead += count * WIDE * STEP) {
-    add_values<kType, ROWS, WIDE, false>(v, values, count, 0, weights, decay, out + c, out_stride, ahead);
+    add_values<Dot, kType, ROWS, WIDE, false>(v, values, count, 0, weights, decay, out + c, out_stride, ahead);
   }
   for (; c + kPair <= dv; c += kPair, values += STEP, ahead += count * STEP) {
-    add_values<kType, ROWS, 1, false>(v, values, count, 0, weights, decay, out + c, out_stride, ahead);
+    add_values<Dot, kType, ROWS, 1, false>(v, values, count, 0, weights, decay, out + c, out_stride, ahead);
   }
-  if (c < dv) add_values<kType, ROWS, 1, true>(v, values, count, dv - c, weights, decay, out + c, out_stride, ahead);
+  if (c < dv) add_values<Dot, kType, ROWS, 1, true>(v, values, count, dv - c, weights, decay, out + c, out_stride, ahead);
 }
 
 struct RowState {
@@ -135,7 +135,8 @@ struct RowState {
 
 // Scores of one row to weights, in place; returns what earlier weights are multiplied by. scores has room for a
 // whole vector past count; bias may be null. Keys outside [from, to) of the chunk are hidden.
-static inline float weigh(float* scores, int count, const ScoreRule& rule, const float* bias, int from, int to,
+template <class Dot>
+float weigh(float* scores, int count, const ScoreRule& rule, const float* bias, int from, int to,
                           RowState& state) {
   const I lane = lane_index();
   F top = splat(kMinusInf);
@@ -145,7 +146,7 @@ static inline float weigh(float* scores, int count, const ScoreRule& rule, const
     if (rule.cap != 0) s = tanh(s) * rule.cap;
     if (bias != nullptr) {
       const F b = load<F>(bias + k);
-      s = b == splat(kMinusInf) ? b : s + b;
+      s = b == splat(kMinusInf) ? b : max(splat(kLowest), s + b);
     }
     const I at = lane + k;
     s = (at >= from) & (at < to) ? s : splat(kMinusInf);
@@ -156,15 +157,16 @@ static inline float weigh(float* scores, int count, const ScoreRule& rule, const
   float highest = max_lanes(top);
   if (!(highest > state.highest)) highest = state.highest;
   const bool nan = any(poisoned);
-  if (highest < kNoScore && !nan) {  // nothing to see yet: no weights
+  if (highest == kMinusInf && !nan) {  // nothing to see yet: no weights
     __builtin_memset(scores, 0, static_cast<size_t>(count) * 4);
     return 1.0f;
   }
-  if (highest < kNoScore) highest = 0;
-  const float decay = state.sum == 0 ? 0.0f : exp2<5>(splat(state.highest - highest))[0];
+  if (highest == kMinusInf) highest = 0;
+  const float fall = state.highest - highest;
+  const float decay = state.sum == 0 ? 0.0f : exp2<5>(splat(fall + fall))[0];
   F sum{};
   for (int k = 0; k < count; k += kLanes) {
-    const F w = exp2<5>(load<F>(scores + k) - highest);
+    const F w = weight_of<Dot>(far_exponent<Dot>(load<F>(scores + k), splat(highest)));
     sum += w;
     store(scores + k, w);
   }
@@ -195,10 +197,11 @@ static inline DecodeLayout decode_layout(const Problem& p, const Task& task) {
 
 static inline size_t decode_scratch(const Problem& p, const Task& task) { return decode_layout(p, task).total; }
 
+// Returns whether rows failed, as in Failures; those that did are all that DotCareful writes.
 // Keys and values pass in windows of a few keys, all key heads of the task in each, so that memory is read nearly in
 // its order; the prefetches are in that order.
-template <Type kType>
-void run_decode(const Problem& p, const Task& task, char* scratch) {
+template <class Dot, Type kType>
+bool decode_rows(const Problem& p, const Task& task, char* scratch, uint8_t* failed) {
   constexpr int64_t kSize = type_size(kType);
   constexpr int kValueWindow = 16 / kSize;  // keys: 8 of floats, in rows of 4 KiB, crowd L1 (20 % slower)
   const int32_t rows = task.row1 - task.row0, kv_heads = task.kv_heads;
@@ -237,8 +240,8 @@ void run_decode(const Problem& p, const Task& task, char* scratch) {
   }
 
   ScoreRule rule{};
-  rule.scale = p.softcap > 0 ? p.scale / p.softcap : p.scale * kLog2e;
-  rule.cap = p.softcap > 0 ? p.softcap * kLog2e : 0;
+  rule.scale = p.softcap > 0 ? p.scale / p.softcap : p.scale * kHalfLog2e;
+  rule.cap = p.softcap > 0 ? p.softcap * kHalfLog2e : 0;
   const char* mask = p.mask.data == nullptr ? nullptr : p.mask.data + task.batch * p.mask.batch + head0 * p.mask.head;
 
   const char* keys = s.k + task.kv_head * p.k.head + begin * p.k.seq;
@@ -281,7 +284,7 @@ void run_decode(const Problem& p, const Task& task, char* scratch) {
         }
         const int from = max_int(0, walk.query - s.left - key0);
         const int to = min_int(count, walk.query + s.right + 1 - key0);
-        decays[row] = weigh(scores + row * kChunk, count, rule, mask != nullptr ? bias : nullptr, from, to, states[row]);
+        decays[row] = weigh<Dot>(scores + row * kChunk, count, rule, mask != nullptr ? bias : nullptr, from, to, states[row]);
       }
     }
     for (int k = 0; k < count; k += kValueWindow) {
@@ -294,9 +297,9 @@ void run_decode(const Problem& p, const Task& task, char* scratch) {
           const int row = h * l.rows + r, left = l.rows - r;
           const float* weights = scores + row * kChunk + k;
           float* o = out + row * l.dv;
-          if (left == 1) add_all_values<kType, 1>(p.v, from, n, p.dv, weights, decays + row, o, l.dv, next);
-          if (left == 2) add_all_values<kType, 2>(p.v, from, n, p.dv, weights, decays + row, o, l.dv, next);
-          if (left > 2) add_all_values<kType, 4>(p.v, from, n, p.dv, weights, decays + row, o, l.dv, next);
+          if (left == 1) add_all_values<Dot, kType, 1>(p.v, from, n, p.dv, weights, decays + row, o, l.dv, next);
+          if (left == 2) add_all_values<Dot, kType, 2>(p.v, from, n, p.dv, weights, decays + row, o, l.dv, next);
+          if (left > 2) add_all_values<Dot, kType, 4>(p.v, from, n, p.dv, weights, decays + row, o, l.dv, next);
         }
         for (int r = 0; r < l.rows; ++r) decays[h * l.rows + r] = 1;
       }
@@ -304,14 +307,20 @@ void run_decode(const Problem& p, const Task& task, char* scratch) {
     }
   }
 
+  bool some = false;
   for (int h = 0; h < kv_heads; ++h) {
     for (int r = 0; r < rows; ++r) {
       const int32_t row = h * l.rows + r, head = head0 + h * group + walks[r].group_head;
+      if (Dot::kCareful && !failed[row]) continue;
       char* to = s.out + head * p.out.head + walks[r].query * p.out.seq + task.split * p.out_split;
       const float sum = states[row].sum, inverse = sum == 0 ? 0.0f : 1.0f / sum;
+      F check{};
       for (int c = 0; c < p.dv; c += kPair) {
         const float* o = out + row * l.dv + c;
-        const Two x = in_order<kType>({load<F>(o) * inverse, load<F>(o + kLanes) * inverse});
+        Two x = {load<F>(o) * inverse, load<F>(o + kLanes) * inverse};
+        if constexpr (Dot::kCareful) x = {divided(load<F>(o), sum), divided(load<F>(o + kLanes), sum)};
+        check += (x.a + x.b) * 0.0f;
+        x = in_order<kType>(x);
         char* at = to + static_cast<size_t>(c) * type_size(p.out_type);
         const int n = p.dv - c;
         store_from_float(at, sum == 0 ? F{} : x.a, p.out_type, min_int(kLanes, n));
@@ -320,11 +329,22 @@ void run_decode(const Problem& p, const Task& task, char* scratch) {
           store_from_float(at, sum == 0 ? F{} : x.b, p.out_type, min_int(kLanes, n - kLanes));
         }
       }
-      if (p.lse != nullptr) {
-        const float value = sum == 0 ? kMinusInf : natural_lse(states[row].highest, sum);
-        p.lse[s.lse_offset + head * p.lse_head + walks[r].query + task.split * p.lse_split] = value;
+      if constexpr (!Dot::kCareful) {
+        const int64_t at = s.lse_offset + head * p.lse_head + walks[r].query + task.split * p.lse_split;
+        store_lse(p, at, states[row].highest, sum);
+        failed[row] = sum != 0 && sum == sum && any(check != check);
+        some |= failed[row] != 0;
       }
     }
+  }
+  return some;
+}
+
+template <Type kType>
+void run_decode(const Problem& p, const Task& task, char* scratch) {
+  uint8_t failed[kMaxDecodeHeadRows];
+  if (__builtin_expect(decode_rows<DotF32, kType>(p, task, scratch, failed), 0)) {
+    decode_rows<DotCareful, kType>(p, task, scratch, failed);
   }
 }
 

@@ -26,34 +26,38 @@ static inline void combine_parts(const Problem& parts, const Problem& whole, int
     const float* lse = parts.lse + batch * parts.lse_batch + head * parts.lse_head + query;
     const char* in = parts.out.data + batch * parts.out.batch + head * parts.out.head + query * parts.out.seq;
     char* out = whole.out.data + batch * whole.out.batch + head * whole.out.head + query * whole.out.seq;
+    const float* sums = parts.sums + (lse - parts.lse);
     float top = kMinusInf;
-    bool nan = false;
+    bool empty = true;
     for (int32_t s = 0; s < splits; ++s) {
-      const float x = lse[s * parts.lse_split];
-      nan |= x != x;
-      top = x > top ? x : top;
+      const int64_t at = s * parts.lse_split;
+      if (sums[at] == 0) continue;  // saw no key
+      empty = false;
+      top = lse[at] > top ? lse[at] : top;
     }
-    const bool empty = top == kMinusInf && !nan;
+    const auto weight = [&](int64_t at) {
+      const float t = lse[at] - top;
+      return sums[at] * exp2<5>(splat(t + t))[0];
+    };
     float sum = 0;
     for (int32_t s = 0; s < splits; ++s) {
-      const float x = lse[s * parts.lse_split];
-      if (x != kMinusInf) sum += exp2<5>(splat((x - top) * kLog2e))[0];
+      const int64_t at = s * parts.lse_split;
+      if (sums[at] != 0) sum += weight(at);
     }
     for (int c = 0; c < whole.dv; c += kLanes) {
       const int n = min_int(kLanes, whole.dv - c);
       F o{};
       for (int32_t s = 0; s < splits; ++s) {
-        const float x = lse[s * parts.lse_split];
-        if (x == kMinusInf) continue;  // saw no key
+        const int64_t at = s * parts.lse_split;
+        if (sums[at] == 0) continue;
         const char* p = in + s * parts.out_split + static_cast<size_t>(c) * 4;
-        o += exp2<5>(splat((x - top) * kLog2e)) * load_as_float<Type::f32>(p, n);
+        o += (weight(at) / sum) * load_as_float<Type::f32>(p, n);
       }
       const size_t offset = static_cast<size_t>(c) * type_size(whole.out_type);
-      store_from_float(out + offset, empty ? F{} : o / sum, whole.out_type, n);
+      store_from_float(out + offset, empty ? F{} : o, whole.out_type, n);
     }
     if (whole.lse != nullptr) {
-      const float value = empty ? kMinusInf : top + __builtin_logf(sum);
-      whole.lse[batch * whole.lse_batch + head * whole.lse_head + query] = value;
+      store_lse(whole, batch * whole.lse_batch + head * whole.lse_head + query, empty ? 0 : top, empty ? 0 : sum);
     }
   }
 }

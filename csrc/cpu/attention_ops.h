@@ -67,6 +67,9 @@ Type check_tensor(const Tensor& tensor, const char* op, const char* name, int64_
 // Checks that a tensor has q's type and that the heads and head sizes of q, k and v fit together.
 void check_heads(const Tensor& q, const Tensor& k, const Tensor& v, const char* op);
 
+// Checks that rows can be counted: `batch` sequences of up to `longest` query rows.
+void check_rows(const Tensor& q, const Tensor& k, int64_t batch, int64_t longest, const char* op);
+
 constexpr int64_t kLongest = int64_t{1} << 28;  // sequence lengths are below it
 
 // Checks what decides the visible keys, and softcap.

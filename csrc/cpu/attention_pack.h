@@ -153,7 +153,7 @@ void pack_values(const char* from, int64_t stride, int keys, int dv, int channel
   }
 }
 
-// One element of a mask as a bias in the log2 domain; a hidden key is -inf.
+// One element of a mask as a bias in half log2, where no finite one overflows; a hidden key is -inf.
 static inline float mask_bias(const char* p, Type type) {
   if (type == Type::boolean) return *p != 0 ? 0.0f : kMinusInf;
   F x;
@@ -162,7 +162,7 @@ static inline float mask_bias(const char* p, Type type) {
     case Type::f16: x = load_as_float<Type::f16>(p, 1); break;
     default: x = load_as_float<Type::f32>(p, 1);
   }
-  return x[0] * kLog2e;
+  return x[0] * kHalfLog2e;
 }
 
 SGL_INLINE F mask_vector(const char* p, Type type) {  // kLanes contiguous elements
@@ -180,9 +180,9 @@ SGL_INLINE F mask_vector(const char* p, Type type) {  // kLanes contiguous eleme
       return shown != 0 ? F{} : splat(kMinusInf);
 #endif
     }
-    case Type::bf16: return load_as_float<Type::bf16>(p) * kLog2e;
-    case Type::f16: return load_as_float<Type::f16>(p) * kLog2e;
-    default: return load_as_float<Type::f32>(p) * kLog2e;
+    case Type::bf16: return load_as_float<Type::bf16>(p) * kHalfLog2e;
+    case Type::f16: return load_as_float<Type::f16>(p) * kHalfLog2e;
+    default: return load_as_float<Type::f32>(p) * kHalfLog2e;
   }
 }
 
@@ -237,29 +237,55 @@ static inline MaskBlock pack_mask(const MaskView& mask, const char* heads, RowWa
   return !any(shown) ? MaskBlock::hidden : any(touched) ? MaskBlock::mixed : MaskBlock::plain;
 }
 
-// ln(sum * 2^reference). In double, because the product's rounding would add to that of the scores: once to a row.
+// ln(sum * 2^(2 reference)). In double, because the product's rounding would add to that of the scores: once to a row.
 static inline float natural_lse(float reference, float sum) {
-  return static_cast<float>((reference + __builtin_log2(static_cast<double>(sum))) * 0.69314718055994531);
+  const double lse = (2.0 * reference + __builtin_log2(static_cast<double>(sum))) * 0.69314718055994531;
+  return lse < kLowest ? kLowest : lse > -kLowest ? -kLowest : static_cast<float>(lse);
 }
 
-// O^T / sum back to rows, and lse. A row that saw no key is 0, whatever its products were; its lse is -inf.
-static inline void store_panel(const Problem& p, char* heads, float* lse, RowWalk walk, const Panel& panel) {
+// x / sum for weights of DotCareful: the sum is finite, and so is a mean of finite values.
+static inline F divided(F x, float sum) {
+  const F r = x * (1.0f / sum), low = splat(kLowest), high = splat(-kLowest);
+  return x - x != F{} ? r : r < low ? low : r > high ? high : r;
+}
+
+// What a row says of its weights: lse, or for a key split what they are relative to and their sum.
+static inline void store_lse(const Problem& p, int64_t at, float reference, float sum) {
+  if (p.lse == nullptr) return;
+  if (p.sums == nullptr) {
+    p.lse[at] = sum == 0 ? kMinusInf : natural_lse(reference, sum);
+  } else {
+    p.lse[at] = reference;
+    p.sums[at] = sum;
+  }
+}
+
+// Rows of a chunk whose weights are fine and whose result is not: it overflowed, or V holds infinities or NaN.
+struct Failures {
+  bool any = false;
+  uint8_t row[kChunkRows] = {};
+};
+
+// O^T / sum back to rows, and lse. A row that saw no key is 0, whatever its products were; its lse is -inf. `lse`: the
+// offset of the first head's. `failed`: of this panel's rows.
+static inline void store_panel(const Problem& p, char* heads, int64_t lse, RowWalk walk, const Panel& panel,
+                               bool& any_failed, uint8_t* failed) {
   const int nv = panel.vectors;
   for (int j = 0; j < nv; ++j) {
     char* row[kLanes];
     const int rows = min_int(kLanes, panel.rows - j * kLanes);
     const F sum = panel.sum[j];
+    F check = sum - sum;  // NaN where a result is not finite
     for (int i = 0; i < rows; ++i, walk.next()) {
       row[i] = heads + walk.group_head * p.out.head + walk.query * p.out.seq;
-      if (lse != nullptr) {
-        const float value = sum[i] == 0 ? kMinusInf : natural_lse(panel.reference[j][i], sum[i]);
-        lse[walk.group_head * p.lse_head + walk.query] = value;
-      }
+      store_lse(p, lse + walk.group_head * p.lse_head + walk.query, panel.reference[j][i], sum[i]);
     }
     const F inverse = 1.0f / sum;
     const auto result = [&](int channel) __attribute__((always_inline)) {
       const F o = load<F>(panel.out + (static_cast<size_t>(channel) * nv + j) * kLanes);
-      return sum == F{} ? F{} : o * inverse;
+      const F r = sum == F{} ? F{} : o * inverse;
+      check += r * 0.0f;
+      return r;
     };
     int c = 0;
 #if defined(__AVX512BF16__)
@@ -291,6 +317,28 @@ static inline void store_panel(const Problem& p, char* heads, float* lse, RowWal
       } else {
         SGL_UNROLL for (int i = 0; i < kLanes; ++i) store(row[i] + offset, to_f16(block[i]));
       }
+    }
+    const I bad = (check != check) & (sum == sum);
+    if (__builtin_expect(any(bad), 0)) {
+      for (int i = 0; i < rows; ++i) failed[j * kLanes + i] = bad[i] != 0;
+      any_failed = true;
+    }
+  }
+}
+
+// Only the rows that failed before. A mean of finite values is finite: what rounding lifts above the largest is that.
+static inline void store_failed(const Problem& p, char* heads, RowWalk walk, const Panel& panel,
+                                const uint8_t* failed) {
+  for (int r = 0; r < panel.rows; ++r, walk.next()) {
+    if (!failed[r]) continue;
+    char* row = heads + walk.group_head * p.out.head + walk.query * p.out.seq;
+    const int j = r / kLanes, lane = r % kLanes;
+    for (int c = 0; c < p.dv; c += kLanes) {
+      const int n = min_int(kLanes, p.dv - c);
+      F x{};
+      for (int i = 0; i < n; ++i) x[i] = panel.out[(static_cast<size_t>(c + i) * panel.vectors + j) * kLanes + lane];
+      store_from_float(row + static_cast<size_t>(c) * type_size(p.out_type), divided(x, panel.sum[j][lane]), p.out_type,
+                       n);
     }
   }
 }

@@ -81,6 +81,9 @@ SGL_INLINE F square_root(F x) {
 #endif
 }
 
+// Wider channels go to the exact kernels: sums of weights up to 2^60 times their values would overflow.
+constexpr float kWidest = 0x1p40f;
+
 // Rows on pages of their own are nothing that the processor foresees.
 constexpr int kAhead = 12;
 SGL_INLINE void prefetch_row(const char* row, int bytes) {
@@ -88,11 +91,39 @@ SGL_INLINE void prefetch_row(const char* row, int bytes) {
   __builtin_prefetch(row + bytes - 1);
 }
 
+// The keys that some query sees, as far as bounds and a mask of one row for all queries tell: what hidden ones hold
+// must not set the scales of the others.
+struct SeenKeys {
+  int32_t begin, end, count;
+  const char* row;  // of the mask, or null
+  const MaskView* mask;
+
+  bool operator()(int32_t key) const {
+    return key >= begin && key < end && (row == nullptr || mask_bias(row + key * mask->key, mask->type) != kMinusInf);
+  }
+};
+
+static inline SeenKeys seen_keys(const Problem& p, const Sequence& s, int32_t batch, int32_t kv_head) {
+  const int32_t group = p.heads / p.kv_heads;
+  SeenKeys seen{min_int(max_int(0, -s.left), s.sk), 0, 0, nullptr, &p.mask};
+  seen.end = max_int(seen.begin, min_int(s.sk, s.sq + s.right));
+  if (p.mask.data != nullptr && p.mask.query == 0 && (p.mask.head == 0 || group == 1)) {
+    seen.row = p.mask.data + batch * p.mask.batch + int64_t{kv_head} * group * p.mask.head;
+  }
+  seen.count = seen.end - seen.begin;
+  if (seen.row != nullptr) {
+    seen.count = 0;
+    for (int32_t key = seen.begin; key < seen.end; ++key) seen.count += seen(key);
+  }
+  return seen;
+}
+
 // Mean over the rows and the largest distance from it of V vectors of channels, all in one walk: with the tokens of a
 // (batch, seq, head, channel) tensor each row is a page of its own, and a walk for every vector took 10 % of the time.
 template <Type kType, int V>
-bool strip_ranges(const char* rows, int64_t stride, int count, int channels, float* mean, float* range) {
-  F sum[V], high[V], low[V];
+bool strip_ranges(const char* rows, int64_t stride, int count, const SeenKeys& seen, int channels, float* mean,
+                  float* range) {
+  F sum[V], high[V], low[V], hidden{};
   SGL_UNROLL for (int v = 0; v < V; ++v) {
     sum[v] = F{};
     high[v] = splat(-3.4e38f);
@@ -101,8 +132,16 @@ bool strip_ranges(const char* rows, int64_t stride, int count, int channels, flo
   const int last = channels - (V - 1) * kLanes;  // channels of the last vector
   const char* row = rows;
   const int bytes = channels * type_size(kType), ahead = count - kAhead;
+  const bool all = seen.count == count;
   for (int r = 0; r < count; ++r, row += stride) {
     if (r < ahead) prefetch_row(row + kAhead * stride, bytes);
+    if (!all && !seen(r)) {
+      for (int c = 0; c < channels; c += kLanes) {
+        const char* from = row + static_cast<size_t>(c) * type_size(kType);
+        hidden += (channels - c < kLanes ? load_as_float<kType>(from, channels - c) : load_as_float<kType>(from)) * 0.0f;
+      }
+      continue;
+    }
     SGL_UNROLL for (int v = 0; v < V; ++v) {
       const char* from = row + static_cast<size_t>(v) * kLanes * type_size(kType);
       const F x = v < V - 1 || last == kLanes ? load_as_float<kType>(from) : load_as_float<kType>(from, last);
@@ -111,26 +150,28 @@ bool strip_ranges(const char* rows, int64_t stride, int count, int channels, flo
       low[v] = min(low[v], x);
     }
   }
-  bool finite = true;
+  bool finite = !any(hidden != hidden);
   SGL_UNROLL for (int v = 0; v < V; ++v) {
-    const F m = sum[v] / static_cast<float>(count), width = high[v] - low[v];
-    finite &= !any((m - m != F{}) | (width - width != F{}));
+    if (seen.count == 0) sum[v] = high[v] = low[v] = F{};
+    const F m = sum[v] / static_cast<float>(max_int(1, seen.count)), width = high[v] - low[v];
+    finite &= !any((m - m != F{}) | !(width < splat(kWidest)));
     store(mean + v * kLanes, m);
     store(range + v * kLanes, max(high[v] - m, m - low[v]));
   }
   return finite;
 }
 
-// Returns whether all values are finite.
+// Returns whether all values are finite, and their ranges below kWidest.
 template <Type kType>
-bool channel_ranges(const char* rows, int64_t stride, int count, int channels, float* mean, float* range) {
+bool channel_ranges(const char* rows, int64_t stride, int count, const SeenKeys& seen, int channels, float* mean,
+                    float* range) {
   constexpr int kMost = kManyRegisters ? 8 : 4;  // three registers for each vector
   bool finite = true;
   for (int c = 0; c < channels;) {
     const char* strip = rows + static_cast<size_t>(c) * type_size(kType);
     const int n = min_int(kMost * kLanes, channels - c);
     const auto walk = [&](auto vectors) {
-      finite &= strip_ranges<kType, decltype(vectors)::value>(strip, stride, count, n, mean + c, range + c);
+      finite &= strip_ranges<kType, decltype(vectors)::value>(strip, stride, count, seen, n, mean + c, range + c);
     };
     switch ((n + kLanes - 1) / kLanes) {
       case 1: walk(Count<1>{}); break;
@@ -152,8 +193,9 @@ bool measure_head(const Problem& p, int32_t batch, int32_t kv_head, char* memory
   const SageHead h = sage_head(p, memory);
   const Sequence s = sequence_of(p, batch);
   const char *k = s.k + kv_head * p.k.head, *v = s.v + kv_head * p.v.head;
-  bool finite = channel_ranges<kType>(k, p.k.seq, p.sk, p.d, h.key_mean, h.key_factor);
-  finite &= channel_ranges<kType>(v, p.v.seq, p.sk, p.dv, h.value_mean, h.value_scale);
+  const SeenKeys seen = seen_keys(p, s, batch, kv_head);
+  bool finite = channel_ranges<kType>(k, p.k.seq, p.sk, seen, p.d, h.key_mean, h.key_factor);
+  finite &= channel_ranges<kType>(v, p.v.seq, p.sk, seen, p.dv, h.value_mean, h.value_scale);
   // Past the last channel ranges and means are 0, so that the factors there are 1 and the scales 0.
   F total{};
   for (int c = 0; c < p.d; c += kLanes) total += load<F>(h.key_factor + c);

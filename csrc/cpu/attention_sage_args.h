@@ -13,7 +13,8 @@ struct SageSizes {
 struct SageKernels {
   int32_t panel;
   SageSizes (*sizes)(const Problem& p);
-  // `memory` belongs to one key head. Means, factors and scales of one head; false where K or V holds NaN or infinities.
+  // `memory` belongs to one key head. Means, factors and scales of one head; false where K or V holds NaN or
+  // infinities, or values too large.
   bool (*measure)(const Problem& p, int32_t batch, int32_t kv_head, char* memory);
   void (*quantise)(const Problem& p, int32_t batch, int32_t kv_head, int32_t block, char* memory);
   size_t (*scratch_bytes)(const Problem& p, int32_t rows);

@@ -295,7 +295,7 @@ __attribute__((noinline)) void quantise_queries(const Problem& p, const SageHead
                       float* to, F* scales) {
   const int nv = panel.vectors;
   // The scale's sign stays on it: scores are products of floats here.
-  const float unit = p.scale * kLog2e / 127.0f;
+  const float unit = p.scale * kHalfLog2e / 127.0f;
   const U shift = U{} + 0x80808080u;
   RowWalk ahead = walk;
   const auto prefetch = [&](int rows) {

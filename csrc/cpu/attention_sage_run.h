@@ -74,10 +74,11 @@ void follow_scores(Panel& panel, int channels) {
   I rescale{};
   F decay[NV];
   for (int j = 0; j < NV; ++j) {
-    const I seen = panel.highest[j] > splat(kNoScore);
+    const I seen = panel.highest[j] > splat(kMinusInf);
     const I first = (panel.sum[j] == F{}) & seen;
     const I moves = first | (panel.highest[j] - panel.reference[j] > splat(kRedo));
-    decay[j] = moves ? exp2<5>(panel.reference[j] - panel.highest[j]) : splat(1.0f);
+    const F fall = panel.reference[j] - panel.highest[j];
+    decay[j] = moves ? exp2<5>(fall + fall) : splat(1.0f);
     decay[j] = first ? splat(1.0f) : decay[j];
     rescale |= moves & ~first;
     panel.reference[j] = moves ? panel.highest[j] : panel.reference[j];
@@ -97,8 +98,9 @@ void attend_bytes(const SageHead& h, int32_t block, int first, int last, float* 
                   Panel& panel) {
   F top[NV], factor[NV], sums[NV];
   for (int j = 0; j < NV; ++j) {
-    top[j] = max(splat(-1e30f), panel.highest[j]);  // a lane that sees none of these keys
-    factor[j] = exp2<5>(top[j] - panel.reference[j]);
+    top[j] = panel.highest[j] == splat(kMinusInf) ? panel.reference[j] : panel.highest[j];  // a lane that sees no key
+    const F rise = top[j] - panel.reference[j];
+    factor[j] = exp2<5>(rise + rise);
   }
   const int unit0 = first / 4, units = (last + 3) / 4 - unit0;
   const float* from = scores + static_cast<size_t>(first) * NV * kLanes;
@@ -116,7 +118,7 @@ void attend_floats(const float* values, size_t block, int first, int last, float
   for (int row = first; row < last; ++row) {
     SGL_UNROLL for (int j = 0; j < NV; ++j) {
       float* at = scores + (static_cast<size_t>(row) * NV + j) * kLanes;
-      const F w = exp2<5>(load<F>(at) - panel.reference[j]);
+      const F t = load<F>(at) - panel.reference[j], w = exp2<5>(t + t);
       panel.sum[j] += w;
       store(at, w);
     }

@@ -160,7 +160,7 @@ SGL_INLINE F exp2_near(F t) {
 #endif
 }
 
-// Scores to unsigned bytes 255 * 2^(score - highest), 4 keys to a lane's word, and the sums before rounding. Of bytes
+// Scores to unsigned bytes 255 * 2^(2 score - 2 highest), 4 keys to a lane's word, and the sums before rounding. Of bytes
 // the sums would lose many small weights together, and their share would go to the largest: with them left in the sum,
 // those keys count as V's mean.
 template <int NV>
@@ -168,13 +168,14 @@ void weights_to_bytes(const float* scores, int units, const F* highest, uint32_t
   F total[NV], top[NV];
   SGL_UNROLL for (int j = 0; j < NV; ++j) {
     total[j] = F{};
-    top[j] = highest[j] - splat(7.99435344f);  // log2 255
+    top[j] = highest[j];
   }
   for (int u = 0; u < units; ++u) {
     SGL_UNROLL for (int j = 0; j < NV; ++j) {
       F w[4];
       SGL_UNROLL for (int i = 0; i < 4; ++i) {
-        w[i] = exp2_near(load<F>(scores + (static_cast<size_t>(4 * u + i) * NV + j) * kLanes) - top[j]);
+        const F t = load<F>(scores + (static_cast<size_t>(4 * u + i) * NV + j) * kLanes) - top[j];
+        w[i] = exp2_near(t * 2.0f + 7.99435344f);  // log2 255
       }
       total[j] += (w[0] + w[1]) + (w[2] + w[3]);
       store(to + (static_cast<size_t>(u) * NV + j) * kLanes,

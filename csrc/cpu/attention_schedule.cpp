@@ -147,12 +147,13 @@ void run_problem(const Problem& problem) {
   Problem parts = problem;
   const int64_t rows = int64_t{problem.batch} * problem.heads * problem.sq;
   const size_t row_bytes = static_cast<size_t>(problem.dv) * 4;
-  const Buffer out = allocate(row_bytes * rows * plan.splits), lse = allocate(size_t{4} * rows * plan.splits);
+  const Buffer out = allocate(row_bytes * rows * plan.splits), lse = allocate(size_t{8} * rows * plan.splits);
   const int64_t bytes = static_cast<int64_t>(row_bytes);
-  parts.out = {out.get(), problem.heads * problem.sq * bytes, problem.heads * bytes, bytes};
+  parts.out = {out.get(), int64_t{problem.heads} * problem.sq * bytes, problem.heads * bytes, bytes};
   parts.out_type = Type::f32;
   parts.out_split = rows * bytes;
   parts.lse = reinterpret_cast<float*>(lse.get());
+  parts.sums = parts.lse + rows * plan.splits;
   parts.lse_batch = int64_t{problem.heads} * problem.sq;
   parts.lse_head = problem.sq;
   parts.lse_split = rows;

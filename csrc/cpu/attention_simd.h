@@ -59,6 +59,20 @@ SGL_INLINE F splat(float x) {  // a pure broadcast: x may be any bit pattern
   return F{x, x, x, x};
 #endif
 }
+// x as a value of its own: the compiler may not fuse the product that it is into an FMA.
+SGL_INLINE F rounded(F x) {
+#if defined(__AVX512F__) && !defined(SGL_KERNELS_EMULATED)
+  asm("" : "+v"(x));
+#elif defined(__x86_64__) && !defined(SGL_KERNELS_EMULATED)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#else
+  volatile F kept = x;
+  x = kept;
+#endif
+  return x;
+}
 SGL_INLINE I bits(F x) { return reinterpret_cast<I>(x); }
 SGL_INLINE F as_float(I x) { return reinterpret_cast<F>(x); }
 SGL_INLINE F as_float(U x) { return reinterpret_cast<F>(x); }

@@ -10,10 +10,13 @@
 namespace sgl_kernels::attention {
 namespace {
 
-constexpr float kLog2e = 1.44269504f;
-constexpr float kRedo = 60.0f;      // a block is redone once a score exceeds the reference by 2^60
-constexpr float kNoScore = -3e38f;  // anything below is a masked score
+// Scores are kept as half their log2: s * log2(e) / 2. Any finite score or bias stays finite there, and doubling is exact,
+// so that a weight is 2^(2 t - 2 reference) in one FMA. A hidden score is -inf, and nothing else is.
+constexpr float kHalfLog2e = 0.72134752f;
+constexpr float kRedo = 30.0f;      // a block is redone once a score exceeds the reference by 2^60
+constexpr float kFarScore = 1048576.0f;  // a reference beyond it is too coarse for an FMA's unrounded score
 constexpr float kMinusInf = -__builtin_inff();
+constexpr float kLowest = -3.40282347e38f;
 
 // The widest tile is 6 x 4 vectors: 24 accumulators, 4 operands and a broadcast fill 32 registers, and 24 chains hide
 // the latency of two FMA (or bf16 dot) units; 12 chains lost 10 to 20 %. With 16 registers it is 6 x 2.
@@ -28,6 +31,7 @@ constexpr int kChannelRows = 6;  // V is packed in groups of 6 channels, the las
 struct RegisterTiles {
   static constexpr bool kMatrixUnit = false;
   static constexpr int kKeyStep = kKeyAlign, kElementStep = 1, kChannelStep = 2;
+  static constexpr bool kCareful = false;
 };
 
 struct DotF32 : RegisterTiles {
@@ -36,14 +40,37 @@ struct DotF32 : RegisterTiles {
   static SGL_INLINE F dot(F sum, F a, F b) { return a * b + sum; }
 };
 
+// For rows whose result was not finite. The weights are at most 2^-32, so that sums over 2^28 keys of any finite V stay
+// finite, and a hidden key, the only one whose weight is 0, adds nothing whatever its V holds.
+struct DotCareful : DotF32 {
+  static constexpr bool kCareful = true;
+};
+constexpr float kCarefulShift = 32.0f;
+constexpr float kLeastWeight = 0x1p-126f;
+
+template <class Dot>
+SGL_INLINE F add_weighted(F sum, F v, F weight) {
+  if constexpr (!Dot::kCareful) return Dot::dot(sum, v, weight);
+  return weight == F{} ? sum : sum + v * weight;
+}
+
+// The weight of exponent t; `careful` weights tell hidden keys, of -inf, from those too far below the others.
+template <class Dot>
+SGL_INLINE F weight_of(F t) {
+  const F weight = exp2<Dot::kDegree>(t);
+  if constexpr (!Dot::kCareful) return weight;
+  return t == splat(kMinusInf) ? F{} : max(splat(kLeastWeight), weight);
+}
+
 // Running state of one panel of up to kPanel query rows.
 struct Panel {
-  F reference[kMaxVectors];  // scores are taken relative to it (log2 domain): any earlier score, not the maximum
-  F sum[kMaxVectors];        // of 2^(score - reference)
+  F reference[kMaxVectors];  // scores are taken relative to it: any earlier score, not the maximum
+  F sum[kMaxVectors];        // of the weights, 2^(2 score - 2 reference)
   F highest[kMaxVectors];    // of this block
   I position[kMaxVectors];   // query index of each lane
   float* out;                // O^T [dv padded to even][NV][lanes]
   bool fresh;                // no reference yet
+  bool far;                  // some reference is beyond kFarScore
   bool begun;                // out holds products of earlier blocks
   int32_t first, last;       // lowest and highest query index
   int32_t rows, vectors;
@@ -51,9 +78,9 @@ struct Panel {
 
 // How scores of one block become exponents. Pointers may be null.
 struct ScoreRule {
-  float scale;               // log2 domain, not negative; with softcap: scale / cap
-  float cap;                 // softcap * log2 e, or 0
-  const float* key_bias;     // [key] log2 domain; -inf hides
+  float scale;               // to half log2, not negative; with softcap: scale / cap
+  float cap;                 // softcap as half log2, or 0
+  const float* key_bias;     // [key] half log2; -inf hides
   const float* lane_bias;    // [key][NV * lanes]
   int32_t left, right;       // key <= position + right, key >= position - left
   int32_t key0;              // of the block
@@ -83,7 +110,7 @@ SGL_INLINE void multiply_packed(const float* a, size_t group_stride, const float
     SGL_UNROLL for (int j = 0; j < NV; ++j) bv[j] = load<F>(b + (static_cast<size_t>(k) * NV + j) * kLanes);
     SGL_UNROLL for (int i = 0; i < GROUP * GROUPS; ++i) {
       const F av = splat(a[(i / GROUP) * group_stride + static_cast<size_t>(k) * GROUP + i % GROUP]);
-      SGL_UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = Dot::dot(acc[i][j], av, bv[j]);
+      SGL_UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = add_weighted<Dot>(acc[i][j], av, bv[j]);
     }
   }
 }
@@ -91,10 +118,20 @@ SGL_INLINE void multiply_packed(const float* a, size_t group_stride, const float
 // Sets the panel's reference from its first tile; a lane that has seen no score yet keeps 0.
 template <int NV>
 SGL_INLINE void start_panel(Panel& panel) {
+  I far{};
   SGL_UNROLL for (int j = 0; j < NV; ++j) {
-    panel.reference[j] = panel.highest[j] > splat(kNoScore) ? panel.highest[j] : F{};
+    panel.reference[j] = panel.highest[j] > splat(kMinusInf) ? panel.highest[j] : F{};
+    far |= (panel.reference[j] > splat(kFarScore)) | (panel.reference[j] < splat(-kFarScore));
   }
+  panel.far = any(far);
   panel.fresh = false;
+}
+
+// A score's exponent relative to a reference that may be far: no intermediate overflows that the result does not.
+template <class Dot>
+SGL_INLINE F far_exponent(F score, F reference) {
+  const F t = score - reference;
+  return Dot::kCareful ? t + t - splat(kCarefulShift) : t + t;
 }
 
 template <class Dot, int NV>
@@ -104,7 +141,7 @@ SGL_INLINE void emit(const F (&t)[kKeyRows<NV>][NV], Panel& panel, float* p) {
     SGL_UNROLL for (int i = 0; i < kKeyRows<NV>; i += Dot::kUnit) {
       F weight;
       if constexpr (Dot::kUnit == 1) {
-        weight = exp2<Dot::kDegree>(t[i][j]);
+        weight = weight_of<Dot>(t[i][j]);
         sum += weight;
       } else {
         const F a = exp2<Dot::kDegree>(t[i][j]), b = exp2<Dot::kDegree>(t[i + 1][j]);
@@ -139,7 +176,7 @@ __attribute__((noinline)) void score_tile(const float* k, size_t stride, const f
           acc[i][j] = i < keys ? acc[i][j] * s : hidden;
         } else {
           const F b = kTile == Tile::key_bias ? splat(bias[i]) : load<F>(bias + (i * NV + j) * kLanes);
-          acc[i][j] = b == hidden ? hidden : acc[i][j] * s + b;  // hides NaN and infinite scores too
+          acc[i][j] = b == hidden ? hidden : max(splat(kLowest), acc[i][j] * s + b);  // hides NaN and infinities too
         }
       }
     }
@@ -150,9 +187,22 @@ __attribute__((noinline)) void score_tile(const float* k, size_t stride, const f
     panel.highest[j] = max(panel.highest[j], kScaled ? m : m * s);
   }
   if (panel.fresh) start_panel<NV>(panel);
-  SGL_UNROLL for (int j = 0; j < NV; ++j) {
-    const F reference = panel.reference[j];
-    SGL_UNROLL for (int i = 0; i < ROWS; ++i) acc[i][j] = kScaled ? acc[i][j] - reference : acc[i][j] * s - reference;
+  if (Dot::kCareful || __builtin_expect(panel.far, 0)) {
+    SGL_UNROLL for (int j = 0; j < NV; ++j) {
+      SGL_UNROLL for (int i = 0; i < ROWS; ++i) {
+        const F reference = panel.reference[j];
+        const F exact = far_exponent<Dot>(kScaled ? acc[i][j] : rounded(acc[i][j] * s), reference);
+        // Lanes that are not far get the same bits as without a far neighbour.
+        const I far = (reference > splat(kFarScore)) | (reference < splat(-kFarScore));
+        acc[i][j] = kScaled || Dot::kCareful ? exact : far ? exact : acc[i][j] * (s + s) - (reference + reference);
+      }
+    }
+  } else {
+    const F twice = kScaled ? splat(2.0f) : s + s;
+    SGL_UNROLL for (int j = 0; j < NV; ++j) {
+      const F reference = panel.reference[j] + panel.reference[j];
+      SGL_UNROLL for (int i = 0; i < ROWS; ++i) acc[i][j] = acc[i][j] * twice - reference;
+    }
   }
   emit<Dot, NV>(acc, panel, p);
 }
@@ -163,11 +213,11 @@ SGL_INLINE F rule_score(F s, const ScoreRule& rule, int row, int j, const Panel&
   const F hidden = splat(kMinusInf);
   if (rule.key_bias != nullptr) {
     const float bias = rule.key_bias[row];
-    s = bias == kMinusInf ? hidden : s + bias;
+    s = bias == kMinusInf ? hidden : max(splat(kLowest), s + bias);
   }
   if (rule.lane_bias != nullptr) {
     const F bias = load<F>(rule.lane_bias + (static_cast<size_t>(row) * NV + j) * kLanes);
-    s = bias == hidden ? hidden : s + bias;  // hides NaN and infinite scores too
+    s = bias == hidden ? hidden : max(splat(kLowest), s + bias);  // hides NaN and infinite scores too
   }
   if (!bounded) return s;
   const int32_t key = rule.key0 + row;
@@ -203,7 +253,11 @@ __attribute__((noinline)) void score_tile_ruled(const float* k, size_t stride, c
   }
   if (panel.fresh) start_panel<NV>(panel);
   for (int i = 0; i < ROWS; ++i) {
-    for (int j = 0; j < NV; ++j) tile[i][j] = tile[i][j] - panel.reference[j];
+    for (int j = 0; j < NV; ++j) {
+      const F reference = panel.reference[j];
+      tile[i][j] = Dot::kCareful || panel.far ? far_exponent<Dot>(tile[i][j], reference)
+                                              : tile[i][j] * 2.0f - (reference + reference);
+    }
   }
   emit<Dot, NV>(tile, panel, p);
 }

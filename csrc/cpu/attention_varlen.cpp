@@ -45,6 +45,7 @@ Tensor attention_varlen(const Tensor& q_in, const Tensor& k_in, const Tensor& v_
   STD_TORCH_CHECK(cu_seqlens_q.dim() == 1 && cu_seqlens_k.dim() == 1 && cu_seqlens_q.size(0) == cu_seqlens_k.size(0),
                   op, ": cu_seqlens_q has shape ", shape_text(cu_seqlens_q), " and cu_seqlens_k ",
                   shape_text(cu_seqlens_k), "; both must be [batch + 1]");
+  check_rows(q_in, k_in, cu_seqlens_q.size(0) - 1, max_q, op);
   const std::vector<int64_t> cu_q = read_offsets(cu_seqlens_q, "cu_seqlens_q", q_in.size(0), max_q);
   const std::vector<int64_t> cu_k = read_offsets(cu_seqlens_k, "cu_seqlens_k", k_in.size(0), max_k);
 

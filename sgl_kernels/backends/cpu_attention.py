@@ -25,8 +25,11 @@ def _op(name: str) -> Callable[..., Any]:
 
 
 def _readable(mask: Tensor | None) -> Tensor | None:
-    """The mask in a dtype the kernel reads; float64 becomes float32."""
-    return mask if mask is None or mask.dtype in MASK_DTYPES else mask.float()
+    """The mask in a dtype the kernel reads; float64 becomes float32, where a finite bias stays finite."""
+    if mask is None or mask.dtype in MASK_DTYPES:
+        return mask
+    narrow = mask.float()
+    return narrow.masked_fill_(narrow.isneginf() & ~mask.isneginf(), torch.finfo(torch.float32).min)
 
 
 def _load_attention(config: Any) -> Callable[..., Tensor]:

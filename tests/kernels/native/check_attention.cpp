@@ -175,12 +175,12 @@ void check(const Case& c, bool sage) {
 
   Problem parts = p;
   std::vector<float> part_out(static_cast<size_t>(c.splits) * c.batch * c.heads * c.sq * c.dv);
-  std::vector<float> part_lse(static_cast<size_t>(c.splits) * c.batch * c.heads * c.sq);
+  std::vector<float> part_lse(static_cast<size_t>(c.splits) * c.batch * c.heads * c.sq), part_sums(part_lse.size());
   if (c.splits > 1) {
     const int64_t row = int64_t{c.dv} * 4;
     parts.out = {reinterpret_cast<char*>(part_out.data()), c.heads * c.sq * row, c.heads * row, row};
     parts.out_type = Type::f32, parts.out_split = c.batch * parts.out.batch;
-    parts.lse = part_lse.data(), parts.lse_split = int64_t{c.batch} * c.heads * c.sq;
+    parts.lse = part_lse.data(), parts.sums = part_sums.data(), parts.lse_split = int64_t{c.batch} * c.heads * c.sq;
     parts.lse_batch = int64_t{c.heads} * c.sq, parts.lse_head = c.sq;
   }
   auto sequence = [&](int b, const std::vector<int64_t>& cu, int whole) {
