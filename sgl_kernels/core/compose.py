@@ -61,6 +61,14 @@ def guarded(run: Run) -> Run:
     return on_device
 
 
+def settling(run: Run, op: Op, args: tuple[Any, ...]) -> Run:
+    """`run`, behind what brings calls like that of `args` into the form every implementation takes."""
+    settled = op.settled
+    if settled is None or settled(args) is args:
+        return run
+    return lambda *values, **out: run(*settled(values), **out)
+
+
 def _checked(run: Run, op: Op) -> Run:
     """Validate every call, and refuse non-finite results that finite inputs produced."""
 

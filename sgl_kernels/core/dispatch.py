@@ -84,6 +84,7 @@ class Dispatcher:
                 self.selections.clear()
             self._by_facts[short] = run
             self.selections[short] = selection
+        run = compose.settling(run, op, args)
         if key is not None:
             if len(self.bound) >= MAX_BOUND:
                 self.bound.clear()
@@ -98,7 +99,7 @@ class Dispatcher:
         run = copying
         if implementation.load_out is not None:
             loaded = implementation.load_out(self._config(implementation, selection.config))
-            run = compose.composed(loaded, op, selection, self, None)
+            run = compose.settling(compose.composed(loaded, op, selection, self, None), op, args)
             self.selections[(op, backend, facts, args[0].device, None, False)] = selection
         if key is not None:
             if len(self.bound) >= MAX_BOUND:

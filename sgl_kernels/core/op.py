@@ -180,6 +180,9 @@ class Op:
     placed: Callable[[tuple[Any, ...], Device], tuple[Any, ...]] | None = (
         None  # (schema arguments of a case, device) -> the same as the front door hands them over on that device
     )
+    settled: Callable[[tuple[Any, ...]], tuple[Any, ...]] | None = (
+        None  # schema arguments -> the same tuple, or one in the form every implementation takes
+    )
     arguments: tuple[Argument, ...] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -12,13 +12,11 @@ import threading
 import weakref
 from typing import Any
 
-from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from sgl_kernels.integrations import torch_hook
+from sgl_kernels.ops._key import is_plain
 from sgl_kernels.ops.attention.api import attention
-
-_PLAIN = (Tensor, nn.Parameter)
 
 
 class _State:
@@ -73,14 +71,12 @@ _KNOWN = frozenset(
 
 def _served(args: tuple[Any, ...], given: dict[str, Any]) -> bool:
     """Whether a call is one whose meaning is `attention`'s; masks of fewer dimensions are read by diffusers."""
-    if args or not given.keys() <= _KNOWN or torch_hook._functorch_active():
+    if args or not given.keys() <= _KNOWN:
         return False
     query, key, mask = given["query"], given["key"], given.get("attn_mask")
     return (
-        type(query) in _PLAIN
-        and type(key) in _PLAIN
-        and type(given["value"]) in _PLAIN
-        and (mask is None or (type(mask) in _PLAIN and mask.ndim == 4 and not given.get("is_causal")))
+        is_plain(query, key, given["value"], mask)
+        and (mask is None or (mask.ndim == 4 and not given.get("is_causal")))
         and not (given.get("dropout_p") or given.get("return_lse"))
         and given.get("_parallel_config") is None
         and (bool(given.get("enable_gqa")) or query.shape[2] == key.shape[2])

@@ -43,16 +43,24 @@ def builder(op: Op) -> tuple[KeyOf, KeyOf]:
     autocast does on their device. 0.6 us for attention's ten arguments, and 3 us without the C++ module (one core of
     a Xeon with AVX-512, torch 2.13). The body also gets tensors of other types that have memory.
     """
+    return for_kinds(_kinds(op))
+
+
+def for_kinds(kinds: str) -> tuple[KeyOf, KeyOf]:
+    """As `builder`, for arguments of these kinds: t a tensor or None, s the same and its strides count, v a value."""
+    number = next(_numbers)
+    outside, inside = _in_python(number, kinds)
     if _compiled is None:
-        return in_python(op)
-    number, kinds = next(_numbers), _kinds(op)
-    outside, inside = in_python(op, number)
+        return outside, inside
     return _compiled.builder(number, kinds, outside), _compiled.builder(number, kinds, inside)
 
 
-def in_python(op: Op, number: int | None = None) -> tuple[KeyOf, KeyOf]:
+def in_python(op: Op) -> tuple[KeyOf, KeyOf]:
     """As `builder`, without the C++ module."""
-    own, kinds = next(_numbers) if number is None else number, _kinds(op)
+    return _in_python(next(_numbers), _kinds(op))
+
+
+def _in_python(own: int, kinds: str) -> tuple[KeyOf, KeyOf]:
 
     def outside(backend: str | None, args: tuple[Any, ...]) -> Key:
         return through_attributes(own, kinds, backend, args)

@@ -20,7 +20,7 @@ from torch.compiler import is_dynamo_compiling
 from sgl_kernels.core.dispatch import MAX_BOUND, bind, current
 from sgl_kernels.core.torch_op import NAMESPACE
 from sgl_kernels.ops import _validate as validate
-from sgl_kernels.ops._fingerprint import fingerprint
+from sgl_kernels.ops._fingerprint import for_kinds
 from sgl_kernels.ops.attention.spec import ATTENTION
 
 _torch_sdpa = F.scaled_dot_product_attention  # kept: integrations may replace the name in torch
@@ -102,24 +102,9 @@ def served(
         and not (_is_grad_enabled() and query.requires_grad)  # the others' are part of the key
     ):
         return None
-    try:
-        strides = query.stride(), key.stride(), value.stride()
-        if attn_mask is not None:
-            if attn_mask.__class__ not in _TENSORS:
-                return None
-            strides += (attn_mask.stride(),)  # type: ignore[assignment]
-    except RuntimeError:  # nested and sparse tensors have none
+    known = _key_of(None, (query, key, value, attn_mask, is_causal, enable_gqa, scale is None))
+    if known is None:  # a tensor that is not plain
         return None
-    cast = torch.get_autocast_dtype(query.device.type) if _is_any_autocast() else None
-    known = (
-        _MARK,
-        fingerprint(query, key, value, attn_mask),
-        strides,
-        is_causal,
-        enable_gqa,
-        scale is None,
-        cast,
-    )
     run = current().bound.get(known)
     if run is None:
         run = _decide(known, query, key, value, attn_mask, is_causal, scale, enable_gqa)
@@ -129,10 +114,10 @@ def served(
     return out
 
 
-_MARK = "scaled_dot_product_attention"
+_key_of, _ = for_kinds("ssssvvv")
 _get_flash, _get_math = torch._C._get_flash_sdp_enabled, torch._C._get_math_sdp_enabled
 _get_efficient, _get_cudnn = torch._C._get_mem_efficient_sdp_enabled, torch._C._get_cudnn_sdp_enabled
-_is_grad_enabled, _is_any_autocast = torch.is_grad_enabled, torch._C._is_any_autocast_enabled
+_is_grad_enabled = torch.is_grad_enabled
 _has_function_mode = torch._C._is_torch_function_mode_enabled
 _count_dispatch_modes = torch._C._len_torch_dispatch_stack
 _is_functorch_active = torch._C._are_functorch_transforms_active
@@ -193,8 +178,7 @@ def _decide(
     ):
         strides = _strides(query, key, value, mask, is_causal, enable_gqa)
         args = (*_rows_first(query, key, value, mask), is_causal, "top_left", scale, -1, -1, 0.0)
-        bound = bind(ATTENTION, (known,), None, args)
-        current().bound.pop((known,), None)  # it is bound below, in torch's clothes
+        bound = bind(ATTENTION, None, None, args)  # it is remembered below, in torch's clothes
         run = _dressed(bound, strides, query.ndim == 3, query, value)
         if query.device.type != "cpu":
             run = _where_kernels_are_on(run)

@@ -220,6 +220,14 @@ def _spelled(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, 
     return args, kwargs
 
 
+def _settled(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A mask of one dimension, or of none, is one row for all queries: (Sk,) -> (1, Sk)."""
+    mask = args[3]
+    if mask is None or mask.ndim > 1:
+        return args
+    return (*args[:3], mask.expand(1, args[1].shape[1]), *args[4:])
+
+
 def _out(q: Tensor, v: Tensor) -> Tensor:
     return q.new_empty((*q.shape[:-1], v.shape[-1]))
 
@@ -276,6 +284,7 @@ ATTENTION = registry.define(
         fake=_fake_dense,
         check=check_dense,
         cases=cases.dense,
+        settled=_settled,
         cost=cost_dense,
         autocast=("q", "k", "v"),
         family="attention",
@@ -293,6 +302,7 @@ ATTENTION_LSE = registry.define(
         fake=_fake_lse,
         check=check_dense,
         cases=cases.lse,
+        settled=_settled,
         cost=cost_dense,
         autocast=("q", "k", "v"),
         family="attention",
