@@ -19,6 +19,7 @@ from sgl_kernels.core.log import warn_once
 from sgl_kernels.core.settings import Scope
 from sgl_kernels.integrations import diffusers as in_diffusers
 from sgl_kernels.integrations import native, processors, torch_hook
+from sgl_kernels.integrations.holding import Hold
 from sgl_kernels.ops._key import is_plain
 
 HOOK = "_sgl_kernels"
@@ -74,11 +75,11 @@ class Hook:
         self.holds = self._hold() if self.active else ()
         in_diffusers.find_dispatcher()
 
-    def _hold(self) -> tuple[torch_hook.Hold | native.Hold, ...]:
+    def _hold(self) -> tuple[Hold, ...]:
         """What must stay exchanged in torch and in diffusers while this hook is in force."""
         if not self.needs_sdpa:
             return ()
-        return (torch_hook.hold(), native.Hold()) if self.processed else (torch_hook.hold(),)
+        return (torch_hook.hold(), native.hold()) if self.processed else (torch_hook.hold(),)
 
     def give_back(self) -> None:
         """Undo what was changed on the module besides its forward."""

@@ -8,27 +8,14 @@ that asks first whether the call comes from one, and otherwise is diffusers' own
 from __future__ import annotations
 
 import sys
-import threading
-import weakref
 from typing import Any
 
 from torch.compiler import is_compiling
 
 from sgl_kernels.integrations import torch_hook
+from sgl_kernels.integrations.holding import Exchange, Hold
 from sgl_kernels.ops._key import is_plain
 from sgl_kernels.ops.attention.api import attention
-
-
-class _State:
-    """Whether `native` is exchanged, and for what."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.holders = 0
-        self.own: Any = None  # diffusers' function, once it was exchanged
-
-
-_state = _State()
 
 
 def native(*args: Any, **given: Any) -> Any:
@@ -37,7 +24,7 @@ def native(*args: Any, **given: Any) -> Any:
     The dispatcher passes everything by name, and what its release knows.
     """
     if is_compiling() or torch_hook._who.get() is not torch_hook._OURS or not _served(args, given):
-        return _state.own(*args, **given)
+        return _exchange.own(*args, **given)
     token = torch_hook._who.set(torch_hook._TORCH)  # a backend that calls SDPA by its name must reach torch
     try:
         return attention(
@@ -83,33 +70,31 @@ def _served(args: tuple[Any, ...], given: dict[str, Any]) -> bool:
     )
 
 
-class Hold:
-    """Keeps the short way open for as long as it is alive and not released."""
-
-    def __init__(self) -> None:
-        with _state.lock:
-            _state.holders += 1
-            _exchange()
-        self._finalizer = weakref.finalize(self, _drop)
-
-    def release(self) -> None:
-        """Let go. Calling it again changes nothing."""
-        self._finalizer()
+def hold() -> Hold:
+    """Keep the short way open while an applied model needs it."""
+    return _exchange.hold()
 
 
-def _drop() -> None:
-    with _state.lock:
-        _state.holders -= 1
-        table = _table()
-        if _state.holders == 0 and table is not None and table.get("native") is native:
-            table["native"] = _state.own
+class _Exchange(Exchange):
+    """The exchange of diffusers' function, which it remembers."""
+
+    own: Any = None  # once it was exchanged
 
 
-def _exchange() -> None:
+def _put() -> None:
     table = _table()
     if table is not None and table.get("native", native) is not native:
-        _state.own = table["native"]
+        _exchange.own = table["native"]
         table["native"] = native
+
+
+def _take() -> None:
+    table = _table()
+    if table is not None and table.get("native") is native:
+        table["native"] = _exchange.own
+
+
+_exchange = _Exchange(_put, _take)
 
 
 def _table() -> Any:
@@ -124,4 +109,4 @@ def _table() -> Any:
 def own(table: Any) -> Any:
     """diffusers' own native function."""
     found = table._backends["native"]
-    return _state.own if found is native else found
+    return _exchange.own if found is native else found

@@ -13,8 +13,6 @@ keeps torch's, because its name is its own; so do torch's fused C++ paths such a
 from __future__ import annotations
 
 import importlib
-import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -26,6 +24,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.nn.attention.bias import CausalBias
 from torch.overrides import _get_overloaded_args, has_torch_function
 
+from sgl_kernels.integrations.holding import Exchange, Hold
 from sgl_kernels.ops.attention import sdpa
 
 _torch_sdpa = sdpa._torch_sdpa
@@ -34,19 +33,14 @@ _DEFAULT, _OURS, _TORCH, _ONWARDS = "", "ours", "torch", "onwards"
 _who: ContextVar[str] = ContextVar("sgl_kernels_sdpa", default=_DEFAULT)
 
 
-class _State:
-    """What is installed in this process."""
+class _State(Exchange):
+    """The exchange of torch's name, and what its calls need to know."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.everywhere = False
-        self.holders = 0  # applied models that need the hook
+        super().__init__(_patch, _unpatch)
         self.previous: Any = _torch_sdpa  # what the name meant before us: torch's, or another library's patch
         self.lent = 0  # > 0 while the name is torch's for the length of some subclass's call
         self.tracing = 0  # > 0 while dynamo traces a module that asked for us; a ContextVar cannot be traced
-
-
-_state = _State()
 
 
 def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Tensor:
@@ -102,7 +96,7 @@ def _stock(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
             _state.lent -= 1
             if _state.lent == 0 and F.scaled_dot_product_attention is _torch_sdpa:
                 F.scaled_dot_product_attention = scaled_dot_product_attention
-                _unpatch()  # where it was uninstalled meanwhile
+                _state.settle()  # where it was uninstalled meanwhile
 
 
 sdpa.be_scripted_as_torch(scaled_dot_product_attention)
@@ -110,16 +104,12 @@ sdpa.be_scripted_as_torch(scaled_dot_product_attention)
 
 def install() -> None:
     """Serve torch's SDPA from the registry in the whole process. Calling it again changes nothing."""
-    with _state.lock:
-        _patch()
-        _state.everywhere = True
+    _state.install()
 
 
 def uninstall() -> None:
     """Give torch its SDPA back. Models under `sgl_kernels.apply` keep theirs. Calling it again changes nothing."""
-    with _state.lock:
-        _state.everywhere = False
-        _unpatch()
+    _state.uninstall()
 
 
 def is_installed() -> bool:
@@ -139,29 +129,9 @@ def serving(ours: bool = True) -> Iterator[None]:
         holder.release()
 
 
-class Hold:
-    """Keeps the name in torch replaced for as long as it is alive and not released."""
-
-    def __init__(self) -> None:
-        with _state.lock:
-            _patch()
-            _state.holders += 1
-        self._finalizer = weakref.finalize(self, _drop)
-
-    def release(self) -> None:
-        """Let go. Calling it again changes nothing."""
-        self._finalizer()
-
-
 def hold() -> Hold:
     """Keep the hook in place, serving nobody until a scope asks."""
-    return Hold()
-
-
-def _drop() -> None:
-    with _state.lock:
-        _state.holders -= 1
-        _unpatch()
+    return _state.hold()
 
 
 def _patch() -> None:
@@ -174,9 +144,10 @@ def _patch() -> None:
 
 
 def _unpatch() -> None:
-    if _state.everywhere or _state.holders > 0:
-        return
     if F.scaled_dot_product_attention is scaled_dot_product_attention:
         F.scaled_dot_product_attention = _state.previous
         _state.previous = _torch_sdpa
     # Else another library patched over us and may still call this function: it goes on to `previous`.
+
+
+_state = _State()

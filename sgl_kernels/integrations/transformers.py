@@ -8,8 +8,6 @@ attention no padding mask at all, and the result is wrong without an error. A mo
 from __future__ import annotations
 
 import sys
-import threading
-import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -19,26 +17,16 @@ from packaging.version import Version
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.log import warn_once
 from sgl_kernels.core.packages import installed_version
+from sgl_kernels.integrations.holding import Exchange, Hold
 from sgl_kernels.integrations.transformers_attention import attention_interface, mask_interface
 from sgl_kernels.integrations.transformers_contract import HARMLESS, NAME, read_ahead, takes_name
 
-__all__ = ["HARMLESS", "NAME", "Hold", "attention_interface", "hold", "install", "is_installed", "uninstall"]
+__all__ = ["HARMLESS", "NAME", "attention_interface", "hold", "install", "is_installed", "uninstall"]
 
 SINCE = "4.57"
 """The first release with both interfaces as they are used here."""
 
 
-class _State:
-    """What is installed in this process."""
-
-    def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.everywhere = False
-        self.holders = 0  # attention modules of applied models
-        self.previous: dict[str, Callable[..., Any]] = {}
-
-
-_state = _State()
 _setting: ContextVar[bool] = ContextVar("sgl_kernels_setting", default=False)
 
 
@@ -58,18 +46,13 @@ def _interfaces() -> tuple[Any, Any]:
 
 def install() -> None:
     """Make "sgl_kernels" an attn_implementation. Changes no model and no default; again changes nothing."""
-    _interfaces()
-    with _state.lock:
-        _state.everywhere = True
-        _register()
+    _state.install()
 
 
 def uninstall() -> None:
     """Take the name out of transformers again, but for applied models. Models set to it raise when they are called."""
     _interfaces()
-    with _state.lock:
-        _state.everywhere = False
-        _unregister()
+    _state.uninstall()
 
 
 def is_installed() -> bool:
@@ -77,30 +60,17 @@ def is_installed() -> bool:
     return _state.everywhere
 
 
-class Hold:
-    """Keeps the name known to transformers for as long as it is alive and not released."""
-
-    def __init__(self) -> None:
-        _interfaces()
-        with _state.lock:
-            _state.holders += 1
-            _register()
-        self._finalizer = weakref.finalize(self, _drop)
-
-    def release(self) -> None:
-        """Let go. Calling it again changes nothing."""
-        self._finalizer()
-
-
 def hold() -> Hold:
     """Keep the name registered while an applied model needs it."""
-    return Hold()
+    return _state.hold()
 
 
-def _drop() -> None:
-    with _state.lock:
-        _state.holders -= 1
-        _unregister()
+class _State(Exchange):
+    """The exchange of transformers' tables and methods, which it remembers."""
+
+    def __init__(self) -> None:
+        super().__init__(_register, _unregister)
+        self.previous: dict[str, Callable[..., Any]] = {}
 
 
 def _register() -> None:
@@ -116,7 +86,7 @@ def _register() -> None:
 
 
 def _unregister() -> None:
-    if _state.everywhere or _state.holders > 0 or "transformers" not in sys.modules:
+    if "transformers" not in sys.modules:
         return
     attention_table, mask_table = _interfaces()
     attention_table._global_mapping.pop(NAME, None)
@@ -127,6 +97,9 @@ def _unregister() -> None:
         if getattr(PreTrainedModel, name) in (_correct, _set):  # else somebody wrapped us, and stays
             setattr(PreTrainedModel, name, theirs)
     _state.previous.clear()
+
+
+_state = _State()
 
 
 def _original(name: str) -> Callable[..., Any]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from sgl_kernels.core.log import warn_once
 from sgl_kernels.integrations import transformers as library
+from sgl_kernels.integrations.holding import Hold
 from sgl_kernels.integrations.modules import Hook, attach, found
 from sgl_kernels.integrations.transformers_contract import (
     NAME,
@@ -72,7 +73,7 @@ class AttentionHook(Hook):
     def __init__(self, module: nn.Module, layer: str, role: str, backend: str | None, viewed: bool) -> None:
         super().__init__(module, layer, role, backend, needs_sdpa=not viewed)
         self.configs: tuple[Any, Any] | None = None  # theirs, and our view of it
-        self.registered: library.Hold | None = None
+        self.registered: Hold | None = None
         if viewed:
             config: Any = module.config
             self.registered = library.hold()
