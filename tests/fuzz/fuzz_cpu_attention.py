@@ -19,6 +19,7 @@ from tests.kernels.cpu_attention_families import (
     random_sage,
     random_varlen,
 )
+from tests.kernels.cpu_attention_extremes import check_extreme, check_extreme_sage, random_extreme
 
 EXAMPLES = int(os.environ.get("SGL_KERNELS_FUZZ_EXAMPLES", "10000"))
 SETTINGS = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
@@ -51,3 +52,15 @@ def test_fuzz_varlen(seed):
 @given(SEEDS)
 def test_fuzz_sage(seed):
     check_sage(*random_sage(random.Random(seed)))
+
+
+@SETTINGS
+@given(SEEDS, st.booleans())
+def test_fuzz_extremes(seed, lse):
+    check_extreme(random_extreme(random.Random(seed)), lse)
+
+
+@SETTINGS
+@given(SEEDS)
+def test_fuzz_sage_extremes(seed):
+    check_extreme_sage(random_extreme(random.Random(seed)))
