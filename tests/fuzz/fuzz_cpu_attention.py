@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.cpu_attention import MISSING, check, random_call
+from tests.kernels.cpu_attention_extremes import check_extreme, check_extreme_sage, random_extreme
 from tests.kernels.cpu_attention_families import (
     check_out_only,
     check_sage,
@@ -19,7 +20,6 @@ from tests.kernels.cpu_attention_families import (
     random_sage,
     random_varlen,
 )
-from tests.kernels.cpu_attention_extremes import check_extreme, check_extreme_sage, random_extreme
 
 EXAMPLES = int(os.environ.get("SGL_KERNELS_FUZZ_EXAMPLES", "10000"))
 SETTINGS = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))

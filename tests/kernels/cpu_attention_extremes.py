@@ -1,4 +1,4 @@
-"""Random calls of the C++ attention at the ends of its numbers, judged by how far rounding of scores can carry a row."""
+"""Random calls of the C++ attention at the ends of its numbers; each row is judged by its own scores' rounding."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def judge_extreme(call: Call, out: Tensor, tolerance: float | None = None) -> No
 
 
 def softmax(above: Tensor, below: Tensor) -> Tensor:
-    """exp(above) over the sum of exp(below), which holds each term of `above` in place of its own where that is more."""
+    """exp(above) over the sum of exp(below)."""
     top, floor = above.clamp(max=700).exp(), below.clamp(max=700).exp()
     return top / floor.sum(-1, keepdim=True).clamp(min=1e-300)
 
