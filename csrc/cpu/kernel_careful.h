@@ -38,10 +38,14 @@ __attribute__((noinline)) static Moments careful_moments(const T* x, int64_t dim
 
 template <class T>
 SGL_INLINE double careful_inverse(const T* x, int64_t dim, float eps, Norm norm, double* mean) {
-  const Moments of_row = careful_moments(x, dim);
-  *mean = norm == Norm::layer ? of_row.mean : 0.0;
-  const double about_zero = norm == Norm::layer ? 0.0 : of_row.mean * of_row.mean;
-  return 1.0 / __builtin_sqrt(of_row.squares / static_cast<double>(dim) + about_zero + eps);
+  Moments of_row = {};
+  if (norm == Norm::layer) {
+    of_row = careful_moments(x, dim);
+  } else {  // about 0: an infinity makes only itself NaN
+    each_element(x, dim, [&](double v, int64_t) { of_row.squares += v * v; });
+  }
+  *mean = of_row.mean;
+  return 1.0 / __builtin_sqrt(of_row.squares / static_cast<double>(dim) + eps);
 }
 
 // A whole row whose sum of squares is not ordinary. Slow, and right.
