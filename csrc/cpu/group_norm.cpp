@@ -75,6 +75,7 @@ struct Request {
   bool stream;
 
   int64_t width() const { return channels / groups; }
+  float small() const { return static_cast<float>(eps); }
   int64_t item() const { return item_bytes(dtype); }
 };
 
@@ -97,7 +98,7 @@ void channels_first_by_group(const Request& r) {
       Accumulated statistics;
       for (int64_t e = 0; e < elements; e += kPieceElements) {
         const int64_t count = std::min(kPieceElements, elements - e);
-        statistics.merge(static_cast<double>(count), kernels().moments({r.dtype, x + e * r.item(), count}));
+        statistics.merge(static_cast<double>(count), kernels().moments({r.dtype, x + e * r.item(), count, r.small()}));
       }
       for (int64_t c = group * r.width(); c < (group + 1) * r.width(); ++c) {
         apply_channels_first(r, n, c, statistics, 0, r.positions);
@@ -115,7 +116,7 @@ void channels_first_by_piece(const Request& r) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i / pieces / r.groups, group = i / pieces % r.groups, e = i % pieces * kPieceElements;
       const char* x = r.x + n * r.from.batch_step + (group * elements + e) * r.item();
-      parts[i] = kernels().moments({r.dtype, x, std::min(kPieceElements, elements - e)});
+      parts[i] = kernels().moments({r.dtype, x, std::min(kPieceElements, elements - e), r.small()});
     }
   });
   std::vector<Accumulated> statistics(groups);
@@ -142,7 +143,7 @@ void channels_last(const Request& r) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i / pieces, p = i % pieces * rows;
       kernels().last_moments({r.dtype, r.x + n * r.from.batch_step + p * r.from.position_step, r.from.position_step,
-                              std::min(rows, r.positions - p), r.channels, r.groups, memory.floats(),
+                              std::min(rows, r.positions - p), r.channels, r.groups, r.small(), memory.floats(),
                               &parts[i * r.groups]});
     }
   });

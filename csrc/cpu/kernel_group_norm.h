@@ -18,13 +18,25 @@ static Moments moments(const MomentsArgs& args) {
     row_sums<Sum::values, T>(x, args.count, centre, nullptr, total);
     centre[0] = total[0].first / count;
     row_sums<kDeviations<T>, T>(x, args.count, centre, nullptr, total);
+    if (__builtin_expect(!is_ordinary(total[0].squares / count + args.eps), 0)) {
+      result = careful_moments(x[0], args.count);
+      return;
+    }
     const double correction = total[0].first / count;
     result = {centre[0] + correction, total[0].squares - count * correction * correction};
   });
   return result;
 }
 
-template <Activation kind, class T>
+// A mean from which the distance of a finite element may be no float: there both are quartered before the difference.
+SGL_INLINE bool is_far(float mean) { return mean >= 0x1p102f || mean <= -0x1p102f; }
+
+template <bool far>
+SGL_INLINE F mapped(F v, F mean, F gain, F shift) {
+  return far ? fma(v * 0.25f - mean * 0.25f, gain * 4.0f, shift) : fma(v - mean, gain, shift);
+}
+
+template <Activation kind, class T, bool far>
 static void channel_as(const ChannelArgs& args) {
   const T* x = reinterpret_cast<const T*>(args.x);
   T* out = reinterpret_cast<T*>(args.out);
@@ -32,7 +44,7 @@ static void channel_as(const ChannelArgs& args) {
   const F mean = splat(args.mean), gain = splat(args.gain), shift = splat(args.shift);
   const auto get = [&](int64_t i, int64_t count) __attribute__((always_inline)) {
     const Pair v = load(x + i, count);
-    return Pair{fma(v.a - mean, gain, shift), fma(v.b - mean, gain, shift)};
+    return Pair{mapped<far>(v.a, mean, gain, shift), mapped<far>(v.b, mean, gain, shift)};
   };
   activate_blocks<kind, T>(args.count, get, [&](int64_t i, Pair v, int64_t count) __attribute__((always_inline)) {
     put(out + i, v, count, past_caches);
@@ -45,24 +57,30 @@ static void channel_as(const ChannelArgs& args) {
 static void channel(const ChannelArgs& args) {
   by_dtype(args.dtype, [&](auto* type) {
     using T = SGL_TYPE_OF(type);
+    const bool far = is_far(args.mean);
     if (args.activation == Activation::silu) {
-      channel_as<Activation::silu, T>(args);
+      far ? channel_as<Activation::silu, T, true>(args) : channel_as<Activation::silu, T, false>(args);
     } else {
-      channel_as<Activation::none, T>(args);
+      far ? channel_as<Activation::none, T, true>(args) : channel_as<Activation::none, T, false>(args);
     }
   });
 }
 
-// Per channel the sum over the rows of x, or of (x - about)^2, in block order.
+// fp32 sums are of distances from the first row: of 256 elements around 1e4 the plain sum is off by a whole deviation.
+template <class T>
+constexpr bool kFromFirstRow = !kHalf<T>;
+
+// Per channel the sum over the rows of x - about, or of (x - about)^2, in block order.
 template <bool squared, class T>
 SGL_INLINE void channel_sums(const LastMomentsArgs& args, const float* about, float* sums) {
+  constexpr bool centred = squared || kFromFirstRow<T>;
   for_blocks(args.channels, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    const Pair centre = squared ? load(about + i) : Pair{};
+    const Pair centre = centred ? load(about + i) : Pair{};
     Pair total[4] = {};
     const auto add = [&](Pair& into, int64_t r) __attribute__((always_inline)) {
       const Pair v = load(row<T>(args.x, args.x_step, r) + i, count);
-      const Pair d = {v.a - centre.a, v.b - centre.b};
-      into = squared ? Pair{fma(d.a, d.a, into.a), fma(d.b, d.b, into.b)} : Pair{into.a + v.a, into.b + v.b};
+      const Pair d = centred ? Pair{v.a - centre.a, v.b - centre.b} : v;
+      into = squared ? Pair{fma(d.a, d.a, into.a), fma(d.b, d.b, into.b)} : Pair{into.a + d.a, into.b + d.b};
     };
     int64_t r = 0;
     for (; r + 4 <= args.rows; r += 4) {
@@ -79,32 +97,55 @@ SGL_INLINE void channel_sums(const LastMomentsArgs& args, const float* about, fl
   });
 }
 
+// One group in doubles, where its squares are not ordinary.
+template <class T>
+__attribute__((noinline)) static Moments careful_group(const LastMomentsArgs& args, int64_t group) {
+  const int64_t width = args.channels / args.groups;
+  double mean = 0.0, squares = 0.0, count = 0.0;
+  for (int64_t r = 0; r < args.rows; ++r) {
+    const Moments part = careful_moments(row<T>(args.x, args.x_step, r) + group * width, width);
+    const double all = count + static_cast<double>(width), delta = part.mean - mean;
+    squares += part.squares + delta * delta * (count * static_cast<double>(width) / all);
+    mean += delta * (static_cast<double>(width) / all);
+    count = all;
+  }
+  return {mean, squares};
+}
+
 template <class T>
 static void last_moments_as(const LastMomentsArgs& args) {
   float* sums = args.scratch;
   float* mean = args.scratch + padded(args.channels);
   const int64_t width = args.channels / args.groups;
-  const auto group_sum = [&](int64_t group) {
+  const double count = static_cast<double>(width * args.rows);
+  const auto group_sum = [&](int64_t group, const float* of) {
     double total = 0.0;
     for (int64_t c = group * width; c < (group + 1) * width; ++c) {
-      total += sums[position<T>(c)];
+      total += of[position<T>(c)];
     }
     return total;
   };
-  for (int64_t c = 0; c < padded(args.channels); ++c) {
-    mean[c] = 0.0f;
+  if constexpr (kFromFirstRow<T>) {
+    for_blocks(args.channels, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
+      put_prepared(mean + i, load(row<T>(args.x, args.x_step, 0) + i, n));
+    });
   }
   channel_sums<false, T>(args, mean, sums);
   for (int64_t group = 0; group < args.groups; ++group) {
-    const float centre = static_cast<float>(group_sum(group) / static_cast<double>(width * args.rows));
-    args.out[group].mean = centre;
+    const double first = kFromFirstRow<T> ? group_sum(group, mean) / static_cast<double>(width) : 0.0;
+    args.out[group].mean = first + group_sum(group, sums) / count;
     for (int64_t c = group * width; c < (group + 1) * width; ++c) {
-      mean[position<T>(c)] = centre;
+      mean[position<T>(c)] = static_cast<float>(args.out[group].mean);
     }
   }
   channel_sums<true, T>(args, mean, sums);
   for (int64_t group = 0; group < args.groups; ++group) {
-    args.out[group].squares = group_sum(group);
+    Moments& out = args.out[group];
+    const double rounding = static_cast<float>(out.mean) - out.mean, squares = group_sum(group, sums);
+    out.squares = squares - count * rounding * rounding;
+    if (__builtin_expect(!is_ordinary(static_cast<float>(squares / count) + args.eps), 0)) {
+      out = careful_group<T>(args, group);
+    }
   }
 }
 
@@ -112,7 +153,7 @@ static void last_moments(const LastMomentsArgs& args) {
   by_dtype(args.dtype, [&](auto* type) { last_moments_as<SGL_TYPE_OF(type)>(args); });
 }
 
-template <Activation kind, class T>
+template <Activation kind, class T, bool far>
 static void last_apply_as(const LastApplyArgs& args) {
   const bool past_caches = args.stream;
   const float *means = args.mean, *gains = args.gain, *shifts = args.shift;
@@ -122,7 +163,7 @@ static void last_apply_as(const LastApplyArgs& args) {
     for_blocks(args.channels, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
       const Pair v = load(x + i, count), mean = load(means + i);
       const Pair gain = load(gains + i), shift = load(shifts + i);
-      const Pair y = {fma(v.a - mean.a, gain.a, shift.a), fma(v.b - mean.b, gain.b, shift.b)};
+      const Pair y = {mapped<far>(v.a, mean.a, gain.a, shift.a), mapped<far>(v.b, mean.b, gain.b, shift.b)};
       put(out + i, activated<kind, T>(y), count, past_caches);
     });
   }
@@ -134,10 +175,14 @@ static void last_apply_as(const LastApplyArgs& args) {
 static void last_apply(const LastApplyArgs& args) {
   by_dtype(args.dtype, [&](auto* type) {
     using T = SGL_TYPE_OF(type);
+    bool far = false;
+    for (int64_t c = 0; c < padded(args.channels); ++c) {
+      far |= is_far(args.mean[c]);
+    }
     if (args.activation == Activation::silu) {
-      last_apply_as<Activation::silu, T>(args);
+      far ? last_apply_as<Activation::silu, T, true>(args) : last_apply_as<Activation::silu, T, false>(args);
     } else {
-      last_apply_as<Activation::none, T>(args);
+      far ? last_apply_as<Activation::none, T, true>(args) : last_apply_as<Activation::none, T, false>(args);
     }
   });
 }

@@ -1,7 +1,7 @@
 // RMS and layer norm of rows, with gain and shift, alone or after a gated residual sum.
 #pragma once
 
-#include "kernel_common.h"
+#include "kernel_careful.h"
 
 namespace sgl_kernels {
 namespace SGL_ISA {
@@ -87,6 +87,7 @@ SGL_INLINE void row_sums(const Source* const (&x)[rows], int64_t dim, const floa
 // whole mean to the offset would save the subtraction, and make 6e-3 of a constant row of 100 at eps = 1e-6.)
 struct RowStatistics {
   float centre = 0.0f, inverse = 0.0f, offset = 0.0f;
+  bool ordinary = true;
 };
 
 // fp32 rows get the corrected two-pass algorithm: at a mean of 100 deviations, half a unit of the mean's last place
@@ -95,9 +96,9 @@ template <class T>
 constexpr Sum kDeviations = kHalf<T> ? Sum::squares : Sum::deviations;
 
 // Rows are read once from memory and then from the first-level cache: the caller picks `rows` so. With `wide`, room for
-// padded(dim) floats a row, the later readings find there what the first one converted.
+// padded(dim) floats a row, the later readings find there what the first one converted. False: some row is not ordinary.
 template <Norm norm, class T, int rows>
-SGL_INLINE void statistics(const T* const (&x)[rows], int64_t dim, float eps, float* const* wide,
+SGL_INLINE bool statistics(const T* const (&x)[rows], int64_t dim, float eps, float* const* wide,
                            RowStatistics (&out)[rows]) {
   const float count = static_cast<float>(dim);
   float centre[rows] = {};
@@ -119,6 +120,7 @@ SGL_INLINE void statistics(const T* const (&x)[rows], int64_t dim, float eps, fl
   } else {
     row_sums<Sum::squares, T, true>(x, dim, centre, wide, total);
   }
+  bool ordinary = true;
 #pragma GCC unroll 4
   for (int r = 0; r < rows; ++r) {
     const float correction = total[r].first / count;
@@ -129,7 +131,10 @@ SGL_INLINE void statistics(const T* const (&x)[rows], int64_t dim, float eps, fl
     out[r].centre = centre[r];
     out[r].inverse = 1.0f / square_root(mean_square + eps);
     out[r].offset = -correction * out[r].inverse;
+    out[r].ordinary = is_ordinary(mean_square + eps);
+    ordinary &= out[r].ordinary;
   }
+  return ordinary;
 }
 
 // `rows` rows by their statistics, in one walk over gain and shift. x is of T or kept in fp32.
@@ -199,6 +204,20 @@ constexpr int64_t kWideFloats = 4096;
 template <class T>
 constexpr bool kKeepsWide = kHalf<T> && !kEvenOdd<T> && kLanes < 16;
 
+// Each row by itself, where one of them is not ordinary.
+template <Norm norm, bool shifted, class T, int rows>
+__attribute__((noinline)) static void apply_carefully(const T* const (&x)[rows], T* const (&out)[rows],
+                                                      const RowStatistics (&row_statistics)[rows],
+                                                      const Ahead<T>& ahead, const NormArgs& args) {
+  for (int r = 0; r < rows; ++r) {
+    if (row_statistics[r].ordinary) {
+      apply<norm, shifted, T, 1>(x + r, out + r, row_statistics + r, r, ahead, args);
+    } else {
+      careful_row(x[r], out[r], args);
+    }
+  }
+}
+
 template <Norm norm, bool shifted, class T, int rows>
 SGL_INLINE void normalise(const T* const (&x)[rows], T* const (&out)[rows], const Ahead<T>& ahead,
                           const NormArgs& args) {
@@ -210,12 +229,18 @@ SGL_INLINE void normalise(const T* const (&x)[rows], T* const (&out)[rows], cons
       for (int r = 0; r < rows; ++r) {
         wide[r] = memory + r * padded(args.dim);
       }
-      statistics<norm>(x, args.dim, args.eps, wide, row_statistics);
+      if (!statistics<norm>(x, args.dim, args.eps, wide, row_statistics)) {
+        apply_carefully<norm, shifted>(x, out, row_statistics, ahead, args);
+        return;
+      }
       apply_all<norm, shifted>(wide, out, row_statistics, ahead, args);
       return;
     }
   }
-  statistics<norm>(x, args.dim, args.eps, nullptr, row_statistics);
+  if (__builtin_expect(!statistics<norm>(x, args.dim, args.eps, nullptr, row_statistics), 0)) {
+    apply_carefully<norm, shifted>(x, out, row_statistics, ahead, args);
+    return;
+  }
   apply_all<norm, shifted>(x, out, row_statistics, ahead, args);
 }
 

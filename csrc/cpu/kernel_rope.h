@@ -113,7 +113,15 @@ SGL_INLINE void rope_block(const RopeArgs& args, int64_t head, bool past_caches)
     }
   }
   if constexpr (normalised) {
-    statistics<Norm::rms>(x, args.dim, args.eps, nullptr, row_statistics);
+    if (__builtin_expect(!statistics<Norm::rms>(x, args.dim, args.eps, nullptr, row_statistics), 0)) {
+      for (int h = 0; h < heads; ++h) {
+        double mean;
+        if (!row_statistics[h].ordinary) {
+          row_statistics[h].inverse =
+              static_cast<float>(careful_inverse(x[h], args.dim, args.eps, Norm::rms, &mean));
+        }
+      }
+    }
   }
   for (int h = 0; h < heads; ++h) {
     T* out = row<T>(args.out, args.out_step, head + h);

@@ -134,6 +134,7 @@ struct MomentsArgs {
   Dtype dtype;
   const char* x;
   int64_t count;
+  float eps;  // what will be added to the mean square: beside it, very small squares need no care
 };
 
 // One channel of group norm, positions adjacent: activation((x - mean) * gain + shift).
@@ -153,6 +154,7 @@ struct LastMomentsArgs {
   const char* x;
   int64_t x_step;
   int64_t rows, channels, groups;
+  float eps;       // as in MomentsArgs
   float* scratch;  // 2 * padded(channels)
   Moments* out;    // groups
 };

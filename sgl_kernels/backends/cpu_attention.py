@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgl_kernels.backends._attention import default_scale, feature
+from sgl_kernels.backends._attention import default_scale, feature, shape
 from sgl_kernels.backends._extension import absent, extension
 from sgl_kernels.backends._order import ONLY_WHEN_NAMED, rank
 from sgl_kernels.core.device import Device
@@ -111,8 +111,38 @@ def _load_sage(config: Any) -> Callable[..., Tensor]:
     return run
 
 
+MOST_ROWS = 2**30
+LONGEST = 2**28
+MOST_BATCHES = 2**31
+MOST_HEADS = 2**24
+WIDEST_HEAD = 65536
+"""The sizes that csrc/cpu/attention*.cpp count in 32 bits; beyond them it refuses the call."""
+
+
+def _countable_heads(facts: Any) -> Rejected | None:
+    """Of packed calls too: their declared maximum is cut to the tokens there are, so it is no size yet."""
+    if facts.batch >= MOST_BATCHES or facts.heads >= MOST_HEADS:
+        return shape(f"a batch of {facts.batch} with {facts.heads} heads; expected fewer than 2^31 and 2^24")
+    widest = max(facts.head_dim, facts.head_dim_v)
+    return shape(f"a head_dim of {widest}; expected at most {WIDEST_HEAD}") if widest > WIDEST_HEAD else None
+
+
+def _countable(facts: Any) -> Rejected | None:
+    """What the kernels' 32-bit indices cannot hold is another backend's."""
+    longest = max(facts.sq, facts.sk)
+    if longest >= LONGEST:
+        return shape(f"a sequence of {longest} tokens; expected fewer than 2^28")
+    if facts.sq * (facts.heads // max(1, facts.kv_heads)) >= MOST_ROWS:
+        return shape(
+            "the rows of all query heads that share a key head are 2^30 or more: split q along Sq or heads"
+        )
+    return _countable_heads(facts)
+
+
 def _sage_rejects(facts: Any) -> Rejected | None:
-    return feature("softcap is not supported on quantised scores") if facts.softcap else None
+    if facts.softcap:
+        return feature("softcap is not supported on quantised scores")
+    return _countable(facts)
 
 
 FEW_ROWS = 8
@@ -155,6 +185,7 @@ IMPLEMENTATIONS = (
             load=load,
             requires=CPU,
             absent=absent,
+            rejects=_countable_heads if op == "attention_varlen" else _countable,
             rank=placed,
             doc="blocked online softmax in C++: AVX-512 (BF16 dot on AMD), AVX2, SSE2 or NEON",
         )

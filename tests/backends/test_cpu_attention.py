@@ -51,3 +51,16 @@ def test_quantised_attention_must_be_asked_for():
     assert SAGE.fidelity is Fidelity.LOSSY and DENSE.fidelity is Fidelity.EXACT
     assert SAGE.rejects(facts(9, 9, torch.float32, softcap=2.0)).reason.value == "feature"
     assert SAGE.rejects(facts(9, 9, torch.float32)) is None
+
+
+def test_sizes_that_32_bits_cannot_count_are_anothers():
+    rows = torch.empty(1, 1, 1, 1).expand(1, 2**31 // 12, 12, 1)
+    long = torch.empty(1, 1, 1, 1).expand(1, 2**28, 1, 1)
+    one, wide = torch.empty(1, 1, 1, 1), torch.empty(1, 2, 1, 65537)
+    for q, k, text in ((rows, one, "2^30"), (long, one, "2^28"), (one, long, "2^28"), (wide, wide, "65536")):
+        call = dense_facts(q, k, k, None, False, "bottom_right", None, -1, -1, 0.0)
+        for entry in (DENSE, LSE, SAGE):
+            rejected = entry.rejects(call)
+            assert rejected is not None
+            assert text in rejected.detail
+    assert DENSE.rejects(facts(3, 5, torch.float32)) is None

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.cpu_attention import MISSING, check, random_call
+from tests.kernels.cpu_attention_extremes import check_extreme, check_extreme_sage, random_extreme
 from tests.kernels.cpu_attention_families import (
     check_out_only,
     check_sage,
@@ -51,3 +52,15 @@ def test_fuzz_varlen(seed):
 @given(SEEDS)
 def test_fuzz_sage(seed):
     check_sage(*random_sage(random.Random(seed)))
+
+
+@SETTINGS
+@given(SEEDS, st.booleans())
+def test_fuzz_extremes(seed, lse):
+    check_extreme(random_extreme(random.Random(seed)), lse)
+
+
+@SETTINGS
+@given(SEEDS)
+def test_fuzz_sage_extremes(seed):
+    check_extreme_sage(random_extreme(random.Random(seed)))

@@ -48,6 +48,24 @@ def values(rng: random.Random, shape: tuple[int, ...], dtype: torch.dtype, scale
     return x
 
 
+def extreme(rng: random.Random) -> tuple[str, tuple[Any, ...]]:
+    """A norm of rows at the ends of float32: large means, squares that overflow or vanish; without parameters."""
+    op = rng.choice(("rms_norm", "layer_norm", "group_norm", "norm_scale_shift", "qk_norm_rope"))
+    size = 10.0 ** rng.uniform(-36, 38.4)
+    eps = rng.choice((0.0, 1e-6)) if size < 1 else 1e-6
+    mean = rng.choice((0.0, 0.0, 1e3, 1e5)) if 0.1 < size < 1e3 else 0.0
+    shape = (rng.randint(1, 3), 8 * rng.randint(1, 4), rng.randint(2, 90), rng.randint(2, 40))
+    x = normal(*shape, seed=rng.randrange(10**6)).tanh() * size + mean
+    if op == "group_norm":
+        x = x.to(memory_format=torch.channels_last) if rng.random() < 0.5 else x
+        return op, (x, 8, None, None, eps, "none")
+    if op == "qk_norm_rope":
+        return op, (x, x[:, :, :1], None, None, None, None, eps, rng.random() < 0.5)
+    if op == "rms_norm":
+        return op, (x, None, eps, 0.0)
+    return op, (x, None, None, eps) if op == "layer_norm" else (x, None, None, None, None, eps, "layer")
+
+
 def _spoil(rng: random.Random, x: Tensor) -> Tensor:
     if x.numel() and rng.random() < 0.1:
         x[tuple(rng.randrange(n) for n in x.shape)] = rng.choice(SPECIAL)
