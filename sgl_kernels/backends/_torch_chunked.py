@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.compiler import is_compiling
-from torch.nn import Parameter
 
+from sgl_kernels.backends._torch_checks import largest, may_look, watching
 from sgl_kernels.ops.attention import reference
 
 SCORE_BUDGET_BYTES = 128 << 20
@@ -22,40 +20,6 @@ live at the peak: 8 heads of 6144 x 6144, 1.1 GiB of scores, grow the process by
 MPS_LIMIT = 2**31
 """A score matrix of this many elements is silently wrong on MPS (ComfyUI issue 14837)."""
 INF = float("inf")
-
-_is_functorch = torch._C._functorch.is_functorch_wrapped_tensor
-_modes = torch._C._len_torch_dispatch_stack
-_transform = torch._C._functorch.peek_interpreter_stack
-
-
-def may_look(first: Tensor, *others: Tensor | None) -> bool:
-    """Whether Python may branch on values: plain CPU tensors, outside of transforms, tracing and forward-mode AD."""
-    if first.device.type != "cpu" or is_compiling() or forward_ad._current_level >= 0:
-        return False
-    if _modes() or _transform() is not None:
-        return False
-    for t in (first, *others):  # noqa: SIM110 - a generator would be three quarters of this call
-        if t is not None and type(t) is not Tensor and type(t) is not Parameter:
-            return False
-    return True
-
-
-def watching(*tensors: Tensor | None) -> bool:
-    """Whether a gradient may be asked for. Inside a transform no flag of the tensor says so."""
-    if not torch.is_grad_enabled():
-        return False
-    for t in tensors:  # noqa: SIM110
-        if t is not None and (t.requires_grad or _is_functorch(t)):
-            return True
-    return False
-
-
-def largest(t: Tensor) -> float:
-    """The largest size of an element; NaN where one is NaN."""
-    if t.numel() == 0:
-        return 0.0
-    low, high = torch.aminmax(t.detach())
-    return max(-float(low), float(high))
 
 
 def chunked(

@@ -12,7 +12,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgl_kernels.backends._attention import levelled, narrowed, without_hidden
-from sgl_kernels.backends._torch_chunked import MPS_LIMIT, both, chunked, largest, may_look, watching
+from sgl_kernels.backends._torch_checks import (
+    SAFE_BACKWARD,
+    SAFE_FORWARD,
+    has_no_odd_row,
+    is_finite,
+    is_tame,
+    may_look,
+    saved_lse,
+    watching,
+)
+from sgl_kernels.backends._torch_chunked import MPS_LIMIT, both, chunked
 from sgl_kernels.core.device import probe
 from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.ops.attention import reference
@@ -77,37 +87,36 @@ def _attention(
     if q.numel() == 0 or sk == 0 or heads == 0:
         return _nothing(q, k, v)
 
-    def exactly() -> Tensor:
-        return chunked(
-            q, k, v, attn_mask, is_causal, causal_alignment, scale, window_left, window_right, softcap
-        )[0]
-
+    exactly = (q, k, v, attn_mask, is_causal, causal_alignment, scale, window_left, window_right, softcap)
     plain_causal = is_causal and (sq == sk or causal_alignment == "top_left") and attn_mask is None
     windowed = window_left >= 0 or window_right >= 0
     if softcap > 0 or not _is_fused(q, k, v, attn_mask) or batch * heads * sq * sk >= _limit(q):
-        return exactly()
+        return chunked(*exactly)[0]
     on_cpu = q.device.type == "cpu"
     grad = watching(q, k, v)
     if on_cpu and not may_look(q, k, v, attn_mask):
-        return exactly()
+        return chunked(*exactly)[0]
     mask = attn_mask
     if windowed or (is_causal and not plain_causal):
         keep = reference.visible(sq, sk, is_causal, causal_alignment, window_left, window_right, q.device)
         mask = keep if mask is None else both(mask, keep)
         plain_causal = False
-    if on_cpu and grad and not _has_backward(q, k, v, mask, scale):
-        return exactly()
     factor, query = scale, q
     if scale is not None and scale <= 0:  # torch scales after masking: -inf * 0 is NaN, -inf * -1 is inf
         query, factor = (-q, -scale) if scale < 0 else (q * 0, None)
     if on_cpu:
+        if grad and q.dtype is torch.float64:  # which is for checking gradients: the kernel has no second one
+            return chunked(*exactly)[0]
         out = _fused(query, k, v, _shaped(mask, q, grad), plain_causal, factor)
-        sound = _has_no_odd_row(out) or _is_tame(q, k, v, scale, SAFE_FORWARD)
-        return out if sound else exactly()
+        if grad:
+            sound = _has_backward(out, q, k, v, mask, plain_causal, scale)
+        else:
+            sound = has_no_odd_row(out) or is_tame(q, k, v, scale, SAFE_FORWARD)
+        return out if sound else chunked(*exactly)[0]
     with _without_cudnn(q, k):
         keys, values = without_hidden(k, v, attn_mask)
         found = _on_device(query, keys, values, _shaped(mask, q, grad), plain_causal, factor)
-    return exactly() if found is None else found
+    return chunked(*exactly)[0] if found is None else found
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None) -> Tensor:
@@ -130,32 +139,22 @@ def _on_device(
     return None
 
 
-def _has_no_odd_row(out: Tensor) -> bool:
-    """Whether every row of a result is a number other than 0.
-
-    On the CPU torch answers NaN where a hidden key holds one, and zeros where every score is NaN: a NaN query is taken
-    for one without keys. Such rows are NaN or 0, and so are right ones, so an odd row is only where to look closer.
-    amax carries NaN and costs 0.2 ms for 1.5 M elements, a twentieth of the attention; isnan().any(), 1.9 ms.
-    """
-    return float(out.detach().amax(-1).abs().amin()) > 0  # amin carries NaN too
-
-
-SAFE_FORWARD, SAFE_BACKWARD = 1e30, 2.0**14
-"""Scores up to here leave torch's kernel exact. It adds masks of finfo.min to them, and its backward computes weights
-as exp(score - lse): where |score| swallows log(Sk) those of a row add up to Sk, and at 2^14 they err by 1e-3."""
-
-
-def _is_tame(q: Tensor, k: Tensor, v: Tensor, scale: float | None, limit: float) -> bool:
-    """Whether all of q, k and v is finite and no score can reach `limit`: its bound is the product of two lengths."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    longest = [float(torch.linalg.vector_norm(t.detach(), dim=-1, dtype=wide).amax()) for t in (q, k)]
-    factor = q.shape[-1] ** -0.5 if scale is None else abs(scale)
-    return longest[0] * longest[1] * max(factor, 1e-30) < limit and largest(v) < float("inf")
-
-
-def _has_backward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> bool:
-    """Whether torch's CPU kernel gives the gradient. It has no second one, and float64 is for checking gradients."""
-    if q.dtype is torch.float64 or not _is_tame(q, k, v, scale, SAFE_BACKWARD):
+def _has_backward(
+    out: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool, scale: float | None
+) -> bool:
+    """Whether a result of torch's CPU kernel, and the gradient that it will give, are right."""
+    lse = saved_lse(out)
+    if lse is not None:
+        low, high = (float(t) for t in torch.aminmax(lse))
+        if not max(-low, high) < SAFE_BACKWARD:
+            return False
+        rows = (
+            low > 0 or high < 0 or bool(lse.all())
+        )  # 0 where a row sees nothing, or is taken for one that does
+        if rows and ((mask is None and not is_causal) or (is_finite(k) and is_finite(v))):
+            return True
+        return is_tame(q, k, v, scale, SAFE_FORWARD)
+    if not is_tame(q, k, v, scale, SAFE_BACKWARD):
         return False
     if mask is None or mask.dtype is torch.bool:
         return True

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgl_kernels.backends._torch_chunked import may_look
+from sgl_kernels.backends._torch_checks import may_look
 from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.ops._modulation import aligned
 from sgl_kernels.ops.activation import reference as activation
@@ -24,6 +24,10 @@ def _wide(x: Tensor) -> Tensor:
 
 def _like(t: Tensor | None, x: Tensor) -> Tensor | None:
     return None if t is None else t.to(x.dtype)
+
+
+def _all_like(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    return (weight is None or weight.dtype is x.dtype) and (bias is None or bias.dtype is x.dtype)
 
 
 def _centred(x: Tensor, dims: int | tuple[int, ...] = -1) -> Tensor:
@@ -43,13 +47,17 @@ def _layer(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ex
     """torch's layer norm; `exact` where x came in float32."""
     if not exact or x.device.type == "cuda" or x.numel() == 0:  # CUDA's kernel subtracts before it multiplies
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-    if may_look(
-        x, weight, bias
-    ):  # statistics come with the result: two passes over x saved, for three over the rows
+    if may_look(x, weight, bias):  # the statistics come with the result: no pass over x is needed to see them
         out, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
-        if float((mean * rstd).detach().abs().amax()) < FAR:
+        if _near(mean, rstd, FAR):
             return out
     return F.layer_norm(_centred(x), x.shape[-1:], weight, bias, eps)
+
+
+def _near(mean: Tensor, rstd: Tensor, far: float) -> bool:
+    """Whether every mean lies within `far` deviations of 0. Their length says so for all but many or distant rows."""
+    deviations = mean.detach() * rstd.detach()
+    return float(torch.linalg.vector_norm(deviations)) < far or float(deviations.abs_().amax()) < far
 
 
 def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> Tensor:
@@ -61,7 +69,7 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float
 
 
 def _layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    if all(t is None or t.dtype is x.dtype for t in (weight, bias)):
+    if _all_like(x, weight, bias):
         return _layer(x, weight, bias, eps, x.dtype is torch.float32)
     wide = _wide(x)
     return _layer(wide, _like(weight, wide), _like(bias, wide), eps, x.dtype is torch.float32).to(x.dtype)
@@ -72,12 +80,25 @@ def _group_norm(
 ) -> Tensor:
     if x.numel() in (0, x.shape[1] * x.shape[0]):  # torch refuses one value per channel; the formula does not
         return norm.group_norm(x, num_groups, weight, bias, eps, activation)
-    wide = x if all(t is None or t.dtype is x.dtype for t in (weight, bias)) else _wide(x)
-    if x.dtype is torch.float32:
-        groups = wide.unflatten(1, (num_groups, -1))
-        wide = _centred(groups, tuple(range(2, groups.ndim))).flatten(1, 2)
-    y = F.group_norm(wide, num_groups, _like(weight, wide), _like(bias, wide), eps)
+    wide = x if _all_like(x, weight, bias) else _wide(x)
+    y = _group(wide, num_groups, _like(weight, wide), _like(bias, wide), eps, x.dtype is torch.float32)
     return _laid_out_like((F.silu(y) if activation == "silu" else y).to(x.dtype), x)
+
+
+def _group(
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, exact: bool
+) -> Tensor:
+    """torch's group norm; `exact` where x came in float32."""
+    if exact and x.is_contiguous() and may_look(x, weight, bias):
+        batch, channels = x.shape[:2]
+        size = x.numel() // (batch * channels)
+        out, mean, rstd = torch.native_group_norm(x, weight, bias, batch, channels, size, num_groups, eps)
+        if _near(mean, rstd, FAR):
+            return out
+    if exact:
+        groups = x.unflatten(1, (num_groups, -1))
+        x = _centred(groups, tuple(range(2, groups.ndim))).flatten(1, 2)
+    return F.group_norm(x, num_groups, weight, bias, eps)
 
 
 def _laid_out_like(y: Tensor, x: Tensor) -> Tensor:

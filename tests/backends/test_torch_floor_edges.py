@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sgl_kernels
-from sgl_kernels.backends import _torch_chunked, torch_native
+from sgl_kernels.backends import _torch_checks, torch_native
 from sgl_kernels.backends._attention import levelled, narrowed, without_hidden
 from sgl_kernels.ops.attention import reference
 
@@ -281,4 +281,4 @@ def test_windows_beyond_every_length_are_no_windows():
         for window in ((side, side), (side, -1), (-1, side)):
             torch.testing.assert_close(floor(q, k, v, window_size=window)[0], want)
     assert reference.visible(9, 5, False, "", sys.maxsize, sys.maxsize, q.device).all()
-    assert _torch_chunked.largest(torch.tensor([NAN, 1.0])) != _torch_chunked.largest(torch.tensor([1.0]))
+    assert _torch_checks.largest(torch.tensor([NAN, 1.0])) != _torch_checks.largest(torch.tensor([1.0]))

@@ -1,0 +1,98 @@
+"""What Python may ask of tensors on the CPU to know that a result of torch's attention, and its gradient, are right.
+
+Every question is one or two passes over an input or a result, small against the attention; small calls pay a few us.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
+from torch.nn import Parameter
+
+SAFE_FORWARD, SAFE_BACKWARD = 1e30, 2.0**14
+"""Scores up to here leave torch's kernel exact. It adds masks of finfo.min to them, and its backward computes weights
+as exp(score - lse): where |lse| swallows log(Sk) those of a row add up to Sk, and at 2^14 they err by 1e-3."""
+
+INF = float("inf")
+
+_is_functorch = torch._C._functorch.is_functorch_wrapped_tensor
+_modes = torch._C._len_torch_dispatch_stack
+_transform = torch._C._functorch.peek_interpreter_stack
+
+
+def may_look(first: Tensor, *others: Tensor | None) -> bool:
+    """Whether Python may branch on values: plain CPU tensors, outside of transforms, tracing and forward-mode AD."""
+    if first.device.type != "cpu" or is_compiling() or forward_ad._current_level >= 0:
+        return False
+    if _modes() or _transform() is not None:
+        return False
+    for t in (first, *others):  # noqa: SIM110 - a generator would be three quarters of this call
+        if t is not None and type(t) is not Tensor and type(t) is not Parameter:
+            return False
+    return True
+
+
+def watching(*tensors: Tensor | None) -> bool:
+    """Whether a gradient may be asked for. Inside a transform no flag of the tensor says so."""
+    if not torch.is_grad_enabled():
+        return False
+    for t in tensors:  # noqa: SIM110
+        if t is not None and (t.requires_grad or _is_functorch(t)):
+            return True
+    return False
+
+
+def largest(t: Tensor) -> float:
+    """The largest size of an element; NaN where one is NaN."""
+    if t.numel() == 0:
+        return 0.0
+    low, high = torch.aminmax(t.detach())
+    return max(-float(low), float(high))
+
+
+def is_finite(t: Tensor) -> bool:
+    """Whether no element is NaN or infinite; False also where a sum of finite ones overflows."""
+    t = t.detach()
+    if t.dtype is torch.float16:  # whose sums end at 65504
+        return largest(t) < INF
+    return abs(float(t.sum())) < INF
+
+
+def has_no_odd_row(out: Tensor) -> bool:
+    """Whether every row of a result is a number other than 0.
+
+    On the CPU torch answers NaN where a hidden key holds one, and zeros where every score is NaN: a NaN query is taken
+    for one without keys. Such rows are NaN or 0, and so are right ones, so an odd row is only where to look closer.
+    amax carries NaN; for half types it is the slowest of these reductions by far, so the first column speaks for rows.
+    """
+    out = out.detach()
+    if out.dtype is not torch.float32 and is_finite(out) and bool(out.select(-1, 0).all()):
+        return True
+    return float(out.amax(-1).abs_().amin()) > 0  # amin carries NaN too
+
+
+def is_tame(q: Tensor, k: Tensor, v: Tensor, scale: float | None, limit: float) -> bool:
+    """Whether all of q, k and v is finite and no score can reach `limit`: its bound is the product of two lengths."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    factor = max(q.shape[-1] ** -0.5 if scale is None else abs(scale), 1e-30)
+    whole = [float(torch.linalg.vector_norm(t.detach(), dtype=wide)) for t in (q, k)]
+    bound = whole[0] * whole[1] * factor
+    if limit <= bound < INF:
+        rows = [float(torch.linalg.vector_norm(t.detach(), dim=-1, dtype=wide).amax()) for t in (q, k)]
+        bound = rows[0] * rows[1] * factor
+    return bound < limit and is_finite(v)
+
+
+_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+
+
+def saved_lse(out: Tensor) -> Tensor | None:
+    """The log-sum-exp of each row, which torch's fused kernel kept for the backward of `out`, BHSD transposed once.
+
+    None where there is none to be had: another kernel, or somebody's hooks (checkpoints) that would be asked for it.
+    """
+    if _hooks is None or _hooks(True) is not None or out.grad_fn is None:
+        return None
+    return getattr(out.grad_fn.next_functions[0][0], "_saved_logsumexp", None)
