@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import sgl_kernels
+from tests.integrations.sweep.inputs import run
 
 TOLERANCE = 2e-4
 
@@ -18,20 +19,18 @@ def inputs_of(inputs: dict[str, Any], model: Any) -> Iterator[tuple[str, dict[st
     """(mode, inputs, the rows that somebody reads: (batch, length) or None for all)."""
     accepted = inspect.signature(model.forward).parameters
     yield "nomask", inputs, None
-    ids = inputs.get("input_ids")
-    if ids is None or "attention_mask" not in accepted:
+    ids = inputs.get("input_ids", inputs.get("inputs_embeds"))
+    if ids is None or "attention_mask" not in accepted or "attention_mask" in inputs:
         return
-    keep = torch.ones_like(ids)
+    keep = torch.ones(ids.shape[:2], dtype=torch.long)
     keep[1, ids.shape[1] - 3 :] = 0
     yield "asis", inputs | {"attention_mask": keep}, keep.bool()
     yield "leftpad", inputs | {"attention_mask": keep.flip(1)}, keep.flip(1).bool()
 
 
 def results(model: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The tensors of a model's output by name. Some models draw random numbers: always the same ones here."""
-    torch.manual_seed(7)
-    with torch.no_grad():
-        out = model(**inputs)
+    """The tensors of a model's output by name."""
+    out = run(model, inputs)
     pairs = out.items() if hasattr(out, "items") else enumerate(out if isinstance(out, tuple) else (out,))
     return {
         str(name): value for name, value in pairs if isinstance(value, Tensor) and value.is_floating_point()
