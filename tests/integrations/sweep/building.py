@@ -77,6 +77,8 @@ def tiny_config(cls: Any) -> Any:
         small = _small(name, value)
         if small is not None and not name.startswith("_"):
             given[name] = small
+    if isinstance(whole_heads := getattr(whole, "num_heads", None), (list, tuple)) and "embed_dim" in given:
+        given["num_heads"] = [2] * len(whole_heads)
     if "kv_lora_rank" in given and "num_key_value_heads" in given:
         given["num_key_value_heads"] = given.get("num_attention_heads", 4)  # latent attention has no groups
     specific = SPECIFIC.get(cls.model_type, {})
@@ -90,12 +92,25 @@ def tiny_config(cls: Any) -> Any:
     for attempt in _fewer(given):
         try:
             config = cls(**attempt)
+            _fit_rope(config)
             if not hasattr(config, "initializer_range"):
                 config.initializer_range = 0.02  # some parts have it from the whole alone
             return config
         except Exception as error:
             refusal = refusal or error
     raise refusal or ValueError(cls.__name__)
+
+
+def _fit_rope(config: Any) -> None:
+    """Rotary sections of time, height and width that add up to half of the small head."""
+    rope = getattr(config, "rope_parameters", None)
+    glm = config.model_type.startswith("glm") and config.model_type.endswith(
+        "text"
+    )  # sections are a default there
+    if isinstance(rope, dict) and (glm or rope.get("mrope_section")):
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        half = int(head * rope.get("partial_rotary_factor", 1.0)) // 2
+        rope["mrope_section"] = [half - 2 * (half // 3), half // 3, half // 3]
 
 
 def _fewer(given: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -115,6 +130,8 @@ def _small(name: str, value: Any) -> Any:
     if name in ("layer_types", "mlp_layer_types", "indexer_types") and isinstance(value, list):
         kinds = list(dict.fromkeys(value))
         return (kinds * 2)[:2]
+    if name == "depths" and isinstance(value, (list, tuple)):
+        return [1] * len(value)
     if isinstance(value, bool) or not isinstance(value, int):
         return None
     return next((size for pattern, size in SIZES if re.fullmatch(pattern, name)), None)

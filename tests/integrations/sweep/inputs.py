@@ -98,13 +98,15 @@ def _images(accepted: Any, config: Any) -> Iterator[Inputs]:
         name = next((n for n in ("pixel_values", "hidden_states") if n in accepted), "pixel_values")
         times = _value(config, 1, "temporal_patch_size")
         whole = torch.tensor([[1, 4, 4], [1, 4, 4]])
-        for depth in (times, 1):
+        for depth in dict.fromkeys((times, 1, 2)):
             yield {name: _r(32, channels * depth * patch * patch), grid: whole}
         yield {name: _r(32, channels, patch, patch), grid: whole}
     if "pixel_values" not in accepted:
         return
     if "spatial_shapes" in accepted or "pixel_attention_mask" in accepted:
-        shapes: Inputs = {"spatial_shapes": torch.tensor([[4, 4], [4, 4]])} if "spatial_shapes" in accepted else {}
+        shapes: Inputs = (
+            {"spatial_shapes": torch.tensor([[4, 4], [4, 4]])} if "spatial_shapes" in accepted else {}
+        )
         mask = {"pixel_attention_mask": torch.ones(2, 16, dtype=torch.long)} if isinstance(patch, int) else {}
         if mask:
             yield {"pixel_values": _r(2, 16, channels * patch * patch)} | shapes | mask
@@ -129,7 +131,7 @@ def _pixels(config: Any, channels: int) -> Iterator[Tensor]:
         yield _r(2, frames, channels, *sides)
         yield _r(2, channels, frames, *sides)
     yield _r(2, channels, 64, 64)
-    yield _r(2, channels, 32, 160)
+    yield _r(2, channels, 96, 320)
     yield _r(2, channels, 224, 224)
 
 
@@ -163,7 +165,9 @@ def _signals(name: str, config: Any) -> Iterator[Tensor]:
         size = size if isinstance(size, int) else size[0]
         yield _r(2, frames, 3, size, size)
         return
-    bins = _value(config, 16, "num_mel_bins", "feature_projection_input_dim", "n_mels", "input_dim", "feature_size")
+    bins = _value(
+        config, 16, "num_mel_bins", "feature_projection_input_dim", "n_mels", "input_dim", "feature_size"
+    )
     length = _value(config, 64, "max_length", "max_source_positions")
     if name == "input_values":
         yield _r(2, 2000)
