@@ -62,7 +62,8 @@ THREE = RESNET | {"out_features": ["stage2", "stage3", "stage4"]}
 HGNET: dict[str, Any] = dict(
     model_type="hgnet_v2", stem_channels=[3, 8, 8], stage_in_channels=[8, 16, 16, 32], hidden_sizes=[16, 16, 32, 32],
     stage_mid_channels=[8, 8, 8, 16], stage_out_channels=[16, 16, 32, 32], stage_num_blocks=[1, 1, 1, 1],
-    stage_numb_of_layers=[1, 1, 1, 1], depths=[1, 1, 1, 1], embedding_size=8, out_features=["stage2", "stage3", "stage4"],
+    stage_numb_of_layers=[1, 1, 1, 1], depths=[1, 1, 1, 1], embedding_size=8,
+    out_features=["stage2", "stage3", "stage4"],
 )  # fmt: skip
 RTDETR: dict[str, Any] = dict(
     model_type="rt_detr_resnet", embedding_size=8, hidden_sizes=[16, 16, 32, 32], depths=[1, 1, 1, 1],
