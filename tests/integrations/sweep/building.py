@@ -81,6 +81,8 @@ def tiny_config(cls: Any) -> Any:
         given["num_heads"] = [2] * len(whole_heads)
     if "kv_lora_rank" in given and "num_key_value_heads" in given:
         given["num_key_value_heads"] = given.get("num_attention_heads", 4)  # latent attention has no groups
+    if "qk_head_dim" in given:
+        given["qk_head_dim"] = given.get("qk_nope_head_dim", 8) + given.get("qk_rope_head_dim", 8)
     specific = SPECIFIC.get(cls.model_type, {})
     given |= specific
     for name in cls.sub_configs:
