@@ -102,7 +102,9 @@ def test_grouped_heads_scaling_and_mask() -> None:
 @pytest.mark.parametrize("heads", [(2, 4), (4, 1), (1, 2)])
 @pytest.mark.parametrize("batches", [(2, 2, 2), (1, 2, 2), (2, 1, 1), (2, 1, 2)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_heads_and_batches_that_differ(heads: tuple[int, int], batches: tuple[int, ...], masked: bool) -> None:
+def test_heads_and_batches_that_differ(
+    heads: tuple[int, int], batches: tuple[int, ...], masked: bool
+) -> None:
     g = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(batch, h, 5, 8, generator=g) for batch, h in zip(batches, (4, *heads), strict=True)
