@@ -15,7 +15,7 @@ from torch import nn
 from sgl_kernels.core.log import warn_once
 from sgl_kernels.integrations import transformers as library
 from sgl_kernels.integrations.holding import Hold
-from sgl_kernels.integrations.modules import Hook, attach, found
+from sgl_kernels.integrations.modules import Hook, attach, found, role_of
 from sgl_kernels.integrations.transformers_contract import (
     NAME,
     asks_interface,
@@ -116,8 +116,7 @@ def hook(root: nn.Module, prefix: str, backend: str | None) -> tuple[list[str], 
         if how is None:
             left.append(path)
             continue
-        role = "cross" if "cross" in name.lower() or "encoder_attn" in name.lower() else "self"
-        scoped = AttentionHook(module, path, role, backend, how == "view")
+        scoped = AttentionHook(module, path, role_of(name, module), backend, how == "view")
         attach(scoped, scoped.attend)
         served.append(path)
     return served, left

@@ -73,6 +73,8 @@ def attention_interface(
             dropout,
             given,
         )
+    if key.shape[:2] != value.shape[:2] or query.shape[0] != key.shape[0]:
+        query, key, value = _alike(query, key, value)
     sq, sk = query.shape[2], key.shape[2]
     mask = attention_mask
     causal = False
@@ -133,6 +135,17 @@ def _contract(module: nn.Module) -> Contract:
 
 def _rules_of(config: Any) -> str:
     return "sdpa" if is_compiling() else rules_of(config)
+
+
+def _alike(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
+    """One batch for all and one number of heads for key and value, as torch's function broadcasts and repeats them."""
+    heads = max(key.shape[1], value.shape[1])
+    key, value = (
+        t if t.shape[1] == 0 or heads % t.shape[1] else t.repeat_interleave(heads // t.shape[1], 1)
+        for t in (key, value)
+    )
+    batch = max(t.shape[0] for t in (query, key, value))
+    return tuple(t.expand(batch, -1, -1, -1) if t.shape[0] == 1 else t for t in (query, key, value))
 
 
 def _fits(contract: Contract, mask: Tensor | None) -> bool:

@@ -99,6 +99,24 @@ def test_grouped_heads_scaling_and_mask() -> None:
     assert close(call(q, k, v, scaling=0.5), oracle(q * 0.5 * 8**0.5, k, v))
 
 
+@pytest.mark.parametrize("heads", [(2, 4), (4, 1), (1, 2)])
+@pytest.mark.parametrize("batches", [(2, 2, 2), (1, 2, 2), (2, 1, 1), (2, 1, 2)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_heads_and_batches_that_differ(
+    heads: tuple[int, int], batches: tuple[int, ...], masked: bool
+) -> None:
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(batch, h, 5, 8, generator=g) for batch, h in zip(batches, (4, *heads), strict=True)
+    )
+    keep = torch.rand(2, 1, 5, 5, generator=g) > 0.3
+    keep |= torch.eye(5, dtype=torch.bool)
+    wide = torch.nn.functional.scaled_dot_product_attention(
+        *(t.double() for t in (q, k, v)), attn_mask=keep if masked else None, enable_gqa=True
+    )
+    torch.testing.assert_close(call(q, k, v, keep if masked else None), wide.transpose(1, 2).float())
+
+
 def test_causal_comes_from_the_argument_else_the_module_else_true() -> None:
     q, k, v = qkv()
     tril = torch.ones(5, 5, dtype=torch.bool).tril()

@@ -23,6 +23,7 @@ import transformers
 from transformers import AttentionInterface
 
 from sgl_kernels.integrations import transformers as library
+from sgl_kernels.integrations.modules import found
 from sgl_kernels.integrations.transformers_contract import contract_of, is_plain, takes_name
 
 
@@ -364,3 +365,16 @@ def test_a_model_set_by_name_compiles_in_one_graph(family: str) -> None:
         torch._dynamo.reset()
     assert served(recorder) == 2
     assert torch.allclose(have, want, rtol=1e-4, atol=1e-4)
+
+
+def test_attention_to_another_sequence_has_the_role_cross() -> None:
+    small = dict(vocab_size=32, d_model=32, pad_token_id=0, decoder_start_token_id=0)
+    bart = dict(encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2)
+    models = (
+        transformers.T5Model(transformers.T5Config(**small, d_kv=8, d_ff=48, num_layers=1, num_heads=4)),
+        transformers.BartModel(transformers.BartConfig(**small, **bart)),
+    )
+    for model in models:
+        with sgl_kernels.apply(model) as applied:
+            roles = [found(model.get_submodule(name)).role for name in applied.attention]
+        assert roles == ["self", "self", "cross"]

@@ -17,6 +17,9 @@ ONCE_WRONG = (
     "GptOssForCausalLM", "GotOcr2ForConditionalGeneration", "LlavaOnevisionForConditionalGeneration",
     "MoshiForCausalLM", "MusicgenForConditionalGeneration", "NllbMoeForConditionalGeneration",
     "PegasusXForConditionalGeneration", "SplinterModel", "T5GemmaModel", "VaultGemmaForCausalLM", "VideoLlavaModel",
+    "BigBirdPegasusDecoder", "PegasusXDecoder", "Pix2StructTextModel", "GlmMoeDsaForCausalLM", "InformerModel",
+    "JanusModel", "PaliGemmaModel", "DFineModel", "RTDetrModel", "Nemotron3_5TranscribeAsrAudioModel", "xLSTMModel",
+    "FalconMambaModel",
 )  # fmt: skip
 DRAWN = 4
 
