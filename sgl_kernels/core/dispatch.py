@@ -11,7 +11,7 @@ import torch
 
 from . import compose
 from .device import Device, probe
-from .errors import ConfigError, UnsupportedError
+from .errors import ConfigError, UnsupportedError, mark_refused
 from .implementation import Implementation
 from .names import resolve_names
 from .op import Case, Op
@@ -69,8 +69,12 @@ class Dispatcher:
         cast = compose.autocast_dtype(op, args)
         if cast is not None:
             args = compose.cast_arguments(op, args, cast)
-        op.check(*args)
-        op.check_kinds(args)
+        try:
+            op.check(*args)
+            op.check_kinds(args)
+        except (TypeError, ValueError) as error:
+            mark_refused(error)
+            raise
         facts = op.facts(*args)
         device = args[0].device
         shielded = compose.ignores_autocast(op, args)

@@ -15,6 +15,7 @@ from torch import nn
 from torch.compiler import is_compiling
 
 from sgl_kernels.core.dispatch import _ACTIVE, Dispatcher, current
+from sgl_kernels.core.errors import is_refused
 from sgl_kernels.core.log import warn_once
 from sgl_kernels.core.settings import Scope
 from sgl_kernels.integrations import diffusers as in_diffusers
@@ -144,17 +145,23 @@ class Hook:
             return self.stock(*args, **kwargs)
         first = args[0] if args else next(iter(kwargs.values()), None)
         if is_compiling():
-            if _has_own_rules(first):
+            if first is None or _has_own_rules(first) or _is_odd(self.module):
                 return self.stock(*args, **kwargs)
             _tell_compiled(self.backend)
             return self.replacement(self.module, *args, **kwargs)
-        if not is_plain(first):  # nested, DTensor, meta, tangents: torch has rules for them
+        if first is None or not is_plain(first):  # nested, DTensor, meta, tangents: torch has rules for them
             return self.stock(*args, **kwargs)
         token = self.enter()
         try:
             return self.replacement(self.module, *args, **kwargs)
+        except (TypeError, ValueError) as error:
+            if not is_refused(error):
+                raise
         finally:
             leave(token)
+        return self.stock(
+            *args, **kwargs
+        )  # a negative eps, a wrong shape: the result, or the error, is torch's
 
     def stock(self, *args: Any, **kwargs: Any) -> Any:
         """What the module did before."""
@@ -166,6 +173,16 @@ class Hook:
 def _has_own_rules(x: Any) -> bool:
     """The same while dynamo traces, where every tensor is a fake one: nested tensors and DTensor are told apart."""
     return isinstance(x, torch.Tensor) and (x.is_nested or type(x).__name__ == "DTensor")
+
+
+def _is_odd(module: nn.Module) -> bool:
+    """Whether a norm, or the one inside it, has an eps that our ops refuse: compiled code cannot try and fall back."""
+    for norm in (module, getattr(module, "norm", None)):
+        for name in ("eps", "variance_epsilon"):
+            eps = getattr(norm, name, 0.0)
+            if not isinstance(eps, int | float) or not 0.0 <= eps < float("inf"):
+                return True
+    return False
 
 
 @torch.compiler.assume_constant_result  # runs while dynamo traces, and leaves nothing in the graph

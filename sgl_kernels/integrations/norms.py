@@ -39,7 +39,7 @@ def _fits(x: Tensor, first: Tensor | None, second: Tensor | None = None) -> bool
 
 def _spans(x: Tensor, weight: Tensor | None) -> bool:
     """Whether a weight has one value for each element of the last dimension; a single one would be broadcast."""
-    return weight is None or x.shape[-1] == weight.shape[0]
+    return weight is None or x.shape[-1:] == weight.shape
 
 
 # --- torch's own -----------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def _spans(x: Tensor, weight: Tensor | None) -> bool:
 def torch_layer_norm(self: nn.LayerNorm, input: Tensor) -> Tensor:
     """nn.LayerNorm over the last dimension."""
     weight, bias = self.weight, self.bias
-    if len(self.normalized_shape) != 1 or not _fits(input, weight, bias):
+    if input.shape[-1:] != self.normalized_shape or not _fits(input, weight, bias):
         return _stock(self, input)  # type: ignore[no-any-return]
     return layer_norm(input, weight, bias, self.eps)
 
@@ -56,14 +56,14 @@ def torch_layer_norm(self: nn.LayerNorm, input: Tensor) -> Tensor:
 def torch_rms_norm(self: nn.RMSNorm, x: Tensor) -> Tensor:
     """nn.RMSNorm over the last dimension."""
     weight = self.weight
-    if self.eps is None or len(self.normalized_shape) != 1 or not _fits(x, weight):
+    if self.eps is None or x.shape[-1:] != self.normalized_shape or not _fits(x, weight):
         return _stock(self, x)  # type: ignore[no-any-return]
     return rms_norm(x, weight, self.eps)
 
 
 def torch_group_norm(self: nn.GroupNorm, input: Tensor) -> Tensor:
-    """nn.GroupNorm."""
-    if not _fits(input, self.weight, self.bias) or not input.numel():
+    """nn.GroupNorm; a single value in each group is an error of torch's."""
+    if not _fits(input, self.weight, self.bias) or input.numel() <= self.num_groups:
         return _stock(self, input)  # type: ignore[no-any-return]
     return group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
@@ -73,7 +73,7 @@ def torch_group_norm(self: nn.GroupNorm, input: Tensor) -> Tensor:
 
 def fp32_layer_norm(self: Any, inputs: Tensor) -> Tensor:
     """FP32LayerNorm: statistics and weights in fp32, one rounding; what layer_norm does anyway."""
-    if len(self.normalized_shape) != 1 or inputs.dtype is torch.float64:
+    if inputs.shape[-1:] != self.normalized_shape or inputs.dtype is torch.float64:
         return _stock(self, inputs)  # type: ignore[no-any-return]
     return layer_norm(inputs, self.weight, self.bias, self.eps)
 
@@ -84,7 +84,7 @@ def weighted_rms_norm(self: Any, hidden_states: Tensor) -> Tensor:
     if len(self.dim) != 1 or hidden_states.dtype is torch.float64 or getattr(self, "bias", None) is not None:
         return _stock(self, hidden_states)  # type: ignore[no-any-return]
     if weight is not None and weight.dtype is not hidden_states.dtype:
-        if weight.dtype is not torch.float32:
+        if weight.dtype is not torch.float32 or hidden_states.is_complex():
             return _stock(self, hidden_states)  # type: ignore[no-any-return]
         hidden_states = hidden_states.float()
     if not _spans(hidden_states, weight):
@@ -202,7 +202,12 @@ def rms_form(module: nn.Module) -> Replacement | None:
 def group_norm_silu(self: nn.GroupNorm, input: Tensor) -> Tensor:
     """A GroupNorm whose result goes straight into a SiLU: both at once, and a mark for `marked_silu`."""
     watched = self._forward_hooks or _any_requires_grad(input, self.weight) or not _still_paired(self)
-    if is_compiling() or watched or not _fits(input, self.weight, self.bias) or not input.numel():
+    if (
+        is_compiling()
+        or watched
+        or not _fits(input, self.weight, self.bias)
+        or input.numel() <= self.num_groups
+    ):
         return torch_group_norm(self, input)  # the compiler fuses on its own, and cannot see a mark
     y = group_norm(input, self.num_groups, self.weight, self.bias, self.eps, activation="silu")
     y._sgl_kernels_silu = True  # type: ignore[attr-defined]
