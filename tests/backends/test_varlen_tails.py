@@ -1,4 +1,4 @@
-"""Packed calls at their ends, on every vendor whose adapter takes them: nobody's rows are zero, nothing is unchecked."""
+"""Packed calls at their ends, on every vendor whose adapter takes them: rows of nobody are zero, all is checked."""
 
 from __future__ import annotations
 
