@@ -196,7 +196,8 @@ _GATES = torch.cat(
     [
         torch.linspace(-20, 20, 401, dtype=torch.float64, device="cpu"),
         torch.tensor(
-            [s * v for v in (1e-6, 1e-3, 0.017, 33.3, 77.7, 301.0, 1e3, 6.6e4, 1e6) for s in (1.0, -1.0)]
+            [s * v for v in (1e-6, 1e-3, 0.017, 33.3, 77.7, 301.0, 1e3, 6.6e4, 1e6) for s in (1.0, -1.0)],
+            device="cpu",
         ).double(),
     ]
 )

@@ -6,6 +6,7 @@ rules, the function of the class itself under "eager". Only where that function 
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -53,6 +54,8 @@ def attention_interface(
     if kwargs and not (contract.known and contract.odd.isdisjoint(kwargs)):
         odd = contract.oddity(kwargs)
     drops = dropout > 0.0 and module.training
+    if rules != "sdpa" and not output_attentions:
+        output_attentions = _is_recorded(module, contract)
     if (
         odd is not None
         or output_attentions
@@ -127,6 +130,27 @@ def mask_interface(*args: Any, **kwargs: Any) -> Tensor | None:
     config = kwargs.get("config")
     rules = "sdpa" if config is None else rules_of(config)
     return AttentionMaskInterface._global_mapping[rules](*args, **kwargs)  # type: ignore[no-any-return]
+
+
+def _is_recorded(module: nn.Module, contract: Contract) -> bool:
+    """Whether somebody collects the weights that eager attention returns: an argument that asks for them ends in
+    transformers' recorder and never comes here, and a hook of a user's sees whatever the module returns."""
+    if not contract.known or contract.eager is None:
+        return False
+    if module._forward_hooks and any(
+        getattr(h, "__module__", "") != _CAPTURE for h in module._forward_hooks.values()
+    ):
+        return True
+    if getattr(module.config, "output_attentions", False):
+        return True
+    collector = getattr(sys.modules.get(_CAPTURE), "_active_collector", None)
+    if collector is None or (is_compiling() and not collector.compiling):
+        return False  # dynamo reads no ContextVar; a whole model that is compiled has set a plain one
+    asked = collector.get()
+    return bool(asked) and any("attentions" in name for name in asked)
+
+
+_CAPTURE = "transformers.utils.output_capturing"
 
 
 def _contract(module: nn.Module) -> Contract:

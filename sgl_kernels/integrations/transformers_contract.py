@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sgl_kernels.integrations.proofs import attempt
+
 NAME = "sgl_kernels"
 
 OURS = frozenset({
@@ -247,7 +249,7 @@ def is_plain(eager: Callable[..., Any] | None) -> bool:
         return False
     known = _proven.get(eager)
     if known is None:
-        known = _proven[eager] = _reads_little(eager) and _passes_probe(eager)
+        known = _proven[eager] = _reads_little(eager) and bool(attempt(lambda: _passes_probe(eager)))
     return known
 
 
