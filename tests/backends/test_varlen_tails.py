@@ -1,4 +1,4 @@
-"""Packed calls at their ends, on every vendor whose adapter takes them: nobody's rows are zero, nothing is unchecked."""
+"""Packed calls at their ends, behind every vendor adapter: rows of nobody are zero, and lengths are checked."""
 
 from __future__ import annotations
 
