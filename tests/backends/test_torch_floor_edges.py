@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sgl_kernels
-from sgl_kernels.backends import _torch_checks, torch_native
+from sgl_kernels.backends import _torch_checks, _torch_chunked, torch_native
 from sgl_kernels.backends._attention import levelled, narrowed, without_hidden
 from sgl_kernels.ops.attention import reference
 
@@ -282,3 +282,32 @@ def test_windows_beyond_every_length_are_no_windows():
             torch.testing.assert_close(floor(q, k, v, window_size=window)[0], want)
     assert reference.visible(9, 5, False, "", sys.maxsize, sys.maxsize, q.device).all()
     assert _torch_checks.largest(torch.tensor([NAN, 1.0])) != _torch_checks.largest(torch.tensor([1.0]))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_nobodys_hooks_are_asked_for_the_sums_of_a_row(causal):
+    """A checkpoint recomputes the call where its saved tensors are read: that must not happen within the call."""
+    from torch.utils.checkpoint import checkpoint
+
+    q, k, v = (t.requires_grad_() for t in qkv(sq=40, sk=40))
+
+    def run(*tensors):
+        return floor(*tensors, is_causal=causal)[0].square().sum()
+
+    want = torch.autograd.grad(run(q, k, v), (q, k, v))
+    got = torch.autograd.grad(checkpoint(run, q, k, v, use_reentrant=False), (q, k, v))
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_sums_of_a_row_find_what_the_kernel_hides(masked, monkeypatch):
+    """A NaN query comes as a row of zeros with a sum of 0, and NaN in hidden keys spoils only the gradient."""
+    taken = []
+    monkeypatch.setattr(torch_native, "chunked", lambda *a: taken.append(1) or _torch_chunked.chunked(*a))
+    q, k, v = qkv(sq=40, sk=40)
+    (q if not masked else k)[:, 39] = NAN
+    q.requires_grad_()
+    out = floor(q, k, v, is_causal=masked)[0]
+    assert taken and out[:, 39].isnan().all() and out[:, :39].isfinite().all()
+    (grad,) = torch.autograd.grad(out[:, :39].sum(), q)
+    assert grad[:, :39].isfinite().all()
