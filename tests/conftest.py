@@ -73,3 +73,9 @@ def _our_logger():
     yield
     log.logger.setLevel(level)
     log.forget_warnings()
+
+
+@pytest.fixture(autouse=True)
+def flags_may_be_set():
+    """torch's own test helpers, once imported, forbid every later test to set a flag of torch.backends."""
+    vars(torch.backends)["__allow_nonbracketed_mutation_flag"] = True

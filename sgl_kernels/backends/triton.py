@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sgl_kernels.backends._attention import without_hidden
 from sgl_kernels.core.device import Device
 from sgl_kernels.core.implementation import Fidelity, Implementation
 from sgl_kernels.core.packages import VersionOf
@@ -129,6 +130,8 @@ def _load_attention(config: Any) -> Callable[..., Any]:
     config = _chosen(config, configs.AttentionConfig, configs.INTERPRETER)
 
     def run(q, k, v, attn_mask, is_causal, causal_alignment, scale, window_left, window_right, softcap):
+        if not config.guards_v:
+            k, v = without_hidden(k, v, attn_mask)
         return attend(
             q, k, v, attn_mask=attn_mask, is_causal=is_causal, causal_alignment=causal_alignment, scale=scale,
             window_left=window_left, window_right=window_right, softcap=softcap, write_lse=False, config=config,
@@ -142,6 +145,8 @@ def _load_attention_lse(config: Any) -> Callable[..., Any]:
     config = _chosen(config, configs.AttentionConfig, configs.INTERPRETER)
 
     def run(q, k, v, attn_mask, is_causal, causal_alignment, scale, window_left, window_right, softcap):
+        if not config.guards_v:
+            k, v = without_hidden(k, v, attn_mask)
         return attend(
             q, k, v, attn_mask=attn_mask, is_causal=is_causal, causal_alignment=causal_alignment, scale=scale,
             window_left=window_left, window_right=window_right, softcap=softcap, write_lse=True, config=config,
@@ -172,6 +177,8 @@ def _load_attention_int8(config: Any) -> Callable[..., Any]:
     config = _chosen(config, configs.AttentionConfig, configs.INTERPRETER)
 
     def run(q, k, v, attn_mask, is_causal, causal_alignment, scale, window_left, window_right, softcap):
+        if not config.guards_v:
+            k, v = without_hidden(k, v, attn_mask)
         # softcap is 0 here: _rejects_int8
         return attend(
             q, k, v, attn_mask=attn_mask, is_causal=is_causal, causal_alignment=causal_alignment, scale=scale,

@@ -167,7 +167,7 @@ def test_what_is_no_file(copied, name, by, match):
     replaced(folder / name, by)
     if "Not a directory" in match and name == CONFIG:
         match = "cannot be opened"  # a link through itself
-    refused(folder, f"{name}.*{match}")
+    refused(folder, f"{name[-10:]}.*{match}")  # a long path is cut in the middle
 
 
 def test_a_file_that_cannot_be_opened_is_named(copied, monkeypatch):

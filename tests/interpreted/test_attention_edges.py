@@ -12,7 +12,7 @@ from sgl_kernels.kernels.triton.attention import attention, attention_varlen
 from sgl_kernels.kernels.triton.attention_int8 import attention_int8
 from sgl_kernels.kernels.triton.configs import AttentionConfig
 
-SMALL = AttentionConfig(16, 16, 4, 1)
+SMALL = AttentionConfig(16, 16, 4, 1, guards_v=True)
 NAN, INF = math.nan, math.inf
 BASE = {
     "attn_mask": None, "is_causal": False, "causal_alignment": "bottom_right", "scale": None, "window_left": -1,

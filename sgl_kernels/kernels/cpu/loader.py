@@ -16,7 +16,7 @@ INTO = (
     "norm_scale_shift", "residual_gate_norm_scale_shift", "apply_rope", "qk_norm_rope",
 )  # fmt: skip
 OPS = (
-    *INTO, *(f"{op}_out" for op in INTO), "attention", "attention_varlen", "sage_attention", "linear",
+    *INTO, *(f"{op}_out" for op in INTO), "attention", "attention_heads_first", "attention_varlen", "sage_attention", "linear",
     "linear_unsupported_reason", "nvfp4_level", "nvfp4_quantize", "nvfp4_linear", "nvfp4_decode", "isa_level",
     "peak_gflops",
 )  # fmt: skip
@@ -73,4 +73,8 @@ def _load() -> str | None:
         return (
             f"the C++ extension {path.name} was built from other sources: it lacks {', '.join(lacking[:3])}"
         )
+    try:
+        torch.ops.sgl_kernels_cpu.isa_level()
+    except RuntimeError as error:  # the settings name no instruction set, or one that this machine lacks
+        return f"the C++ extension {path.name} does not load: {str(error).splitlines()[0]}"
     return None

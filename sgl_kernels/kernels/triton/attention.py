@@ -181,5 +181,6 @@ def _launch(
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, CAUSAL=causal, LEFT=window_left >= 0, RIGHT=window_right >= 0,
         MASK=mask_kind, SOFTCAP=softcap != 0.0, NEGATE=scale < 0, VARLEN=shape.cu_q is not None,
         WRITE_LSE=lse is not None, INT8=int8_scales is not None, FP32_DOT=config.fp32_dot, UPCAST=INTERPRETED,
+        GUARD=config.guards_v,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip

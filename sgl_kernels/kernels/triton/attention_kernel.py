@@ -37,7 +37,7 @@ def _attend(
     seq_q, seq_k, low, high, stride_kn, stride_vn, stride_mm, stride_mn, factor, softcap,
     D: tl.constexpr, DV: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     EDGE: tl.constexpr, LOW: tl.constexpr, HIGH: tl.constexpr, MASK: tl.constexpr, SOFTCAP: tl.constexpr,
-    INT8: tl.constexpr, FP32_DOT: tl.constexpr, UPCAST: tl.constexpr,
+    INT8: tl.constexpr, FP32_DOT: tl.constexpr, UPCAST: tl.constexpr, GUARD: tl.constexpr,
 ):  # fmt: skip
     """Folds keys [begin, end) into (acc, total, peak); `begin` is a multiple of BLOCK_N.
 
@@ -45,8 +45,7 @@ def _attend(
     units: torch.finfo(float32).min, a common "hidden", would overflow to -inf when multiplied by log2(e) and turn
     an evenly hidden row (uniform weights) into an empty one.
 
-    A weight of 0 times NaN is NaN, so where some row may not see a key, values that are not finite become 0 and the
-    scores of their keys NaN: what is hidden reaches no row, and what is seen still makes a row NaN.
+    GUARD: what stands in a hidden key, were it NaN, reaches no row, and what is seen still makes a row NaN.
     """
     cols = tl.arange(0, BLOCK_N)
     dims = tl.arange(0, BLOCK_D)
@@ -73,11 +72,6 @@ def _attend(
         else:
             raw = tl.dot(q, k, input_precision=FP32_DOT)
 
-        v = _load(v_head + v_offsets, exists[:, None], dims_v[None, :] < DV, EDGE, BLOCK_DV != DV)
-        if MASK != NO_MASK or EDGE:
-            finite = tl.abs(v.to(tl.float32)) < float("inf")
-            v = tl.where(finite, v, tl.zeros_like(v))
-            raw = tl.where((tl.min(finite.to(tl.int32), 1) == 0)[None, :], float("nan"), raw)
         if MASK == NO_MASK and not SOFTCAP and not EDGE:
             # factor >= 0 (the launcher moves a sign into q), so the maximum commutes with it.
             ahead = tl.maximum(peak, tl.max(raw, 1) * factor)
@@ -91,7 +85,8 @@ def _attend(
                 bias = _load(mask_head + mask_offsets, rows[:, None] < seq_q, exists[None, :], True, EDGE)
                 bias = bias.to(tl.float32)
                 scores += bias
-                scores = tl.where(scores < LOWEST, LOWEST, scores)  # a sum below the type is low, not hidden
+                # A sum below the type is low, not hidden.
+                scores = tl.maximum(scores, LOWEST, propagate_nan=tl.PropagateNan.ALL)
                 scores = tl.where(bias == float("-inf"), float("-inf"), scores)
             if MASK == BOOL_MASK:
                 seen = _load(mask_head + mask_offsets, rows[:, None] < seq_q, exists[None, :], True, EDGE)
@@ -112,6 +107,15 @@ def _attend(
         keep = tl.exp2((peak - level) * LOG2E) if MASK == FLOAT_MASK else tl.exp2(peak - level)
         total = total * keep + tl.sum(weights, 1)
         acc = acc * keep[:, None]
+        v = _load(v_head + v_offsets, exists[:, None], dims_v[None, :] < DV, EDGE, BLOCK_DV != DV)
+        if GUARD and (MASK != NO_MASK or EDGE):
+            # A weight of 0 times what stands in a hidden key would be NaN: V loses what is not finite here, and the
+            # rows that do give such a key a weight become NaN through their total. V comes through registers for it,
+            # which sm_80 and sm_89 do not have (up to 2.4 kB of spills): see guards_v in configs.py.
+            finite = tl.abs(v.to(tl.float32)) < float("inf")
+            v = tl.where(finite, v, tl.zeros_like(v))
+            spoiled = tl.where((tl.min(finite.to(tl.int32), 1) == 0)[None, :], weights, 0.0)
+            total = tl.where(tl.max(spoiled, 1) > 0.0, float("nan"), total)
         if UPCAST:
             acc = tl.dot(weights, v.to(tl.float32), acc)
         else:
@@ -133,7 +137,7 @@ def attention_kernel(
     D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
     MASK: tl.constexpr, SOFTCAP: tl.constexpr, NEGATE: tl.constexpr, VARLEN: tl.constexpr, WRITE_LSE: tl.constexpr,
-    INT8: tl.constexpr, FP32_DOT: tl.constexpr, UPCAST: tl.constexpr,
+    INT8: tl.constexpr, FP32_DOT: tl.constexpr, UPCAST: tl.constexpr, GUARD: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M queries of one head of one sequence. Grid: blocks of a head first, so they share K, V.
 
@@ -141,7 +145,9 @@ def attention_kernel(
     length that was promised, which has no programs for them, are zeros, shared out among the programs there are.
     """
     pid = tl.program_id(0)
-    blocks = tl.maximum(tl.cdiv(max_seq_q, BLOCK_M), 1)
+    blocks = tl.cdiv(max_seq_q, BLOCK_M)
+    if VARLEN:
+        blocks = tl.maximum(blocks, 1)
     block = pid % blocks
     if CAUSAL:  # the longest rows first: the short ones fill the tail of the launch
         block = blocks - 1 - block
@@ -230,17 +236,19 @@ def attention_kernel(
                 acc, total, peak, q, q_scale, k_head, v_head, k_scale_head, mask_head, begin,
                 tl.minimum(full_begin, end), rows, lanes, seq_q, seq_k, low, high, stride_kn, stride_vn,
                 stride_mm, stride_mn, factor, softcap, D, DV, BLOCK_N, BLOCK_D, BLOCK_DV, True, LEFT, CAUSAL or RIGHT,
-                MASK, SOFTCAP, INT8, FP32_DOT, UPCAST,
+                MASK, SOFTCAP, INT8, FP32_DOT, UPCAST, GUARD,
             )  # fmt: skip
         acc, total, peak = _attend(
             acc, total, peak, q, q_scale, k_head, v_head, k_scale_head, mask_head, full_begin, full_end, rows, lanes,
             seq_q, seq_k, low, high, stride_kn, stride_vn, stride_mm, stride_mn, factor, softcap,
             D, DV, BLOCK_N, BLOCK_D, BLOCK_DV, False, LEFT, CAUSAL or RIGHT, MASK, SOFTCAP, INT8, FP32_DOT, UPCAST,
+            GUARD,
         )  # fmt: skip
         acc, total, peak = _attend(
             acc, total, peak, q, q_scale, k_head, v_head, k_scale_head, mask_head, tl.maximum(full_begin, full_end),
             end, rows, lanes, seq_q, seq_k, low, high, stride_kn, stride_vn, stride_mm, stride_mn, factor, softcap,
             D, DV, BLOCK_N, BLOCK_D, BLOCK_DV, True, LEFT, CAUSAL or RIGHT, MASK, SOFTCAP, INT8, FP32_DOT, UPCAST,
+            GUARD,
         )  # fmt: skip
 
         # total is exactly 0 only for a row that saw no key: the largest weight of any other row is 1.

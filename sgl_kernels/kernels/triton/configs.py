@@ -7,6 +7,7 @@ the family: `make triton-aot` compiles them all without a device, and its budget
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -16,13 +17,19 @@ MAX_HEAD_DIM = 256
 
 @dataclass(frozen=True, slots=True)
 class AttentionConfig:
-    """Launch parameters of the attention kernel; `fp32_dot` is how fp32 inputs are multiplied."""
+    """Launch parameters of the attention kernel.
+
+    fp32_dot  how fp32 inputs are multiplied
+    guards_v  whether NaN in V at keys that only some rows hide is kept out of them: V then comes through registers,
+              which only sm90 and sm100 have to spare. Elsewhere what a key-padding mask hides is cleared before
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
     fp32_dot: str = "ieee"  # "ieee", or "tf32x3" where tensor cores give fp32 accuracy in three passes
+    guards_v: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,7 @@ class TileConfig:
 
 
 A = AttentionConfig
+G = functools.partial(AttentionConfig, guards_v=True)
 # family -> kind -> config for head dims up to 64, up to 128, up to 256. Kinds: "half" (16-bit inputs, any causal flag
 # or window), "masked" (16-bit with a mask tensor or a soft cap: a second tile of scores is alive), "fp32"; "padded"
 # (16-bit, head dim not a power of two, so every load is masked) where those need other tiles than "half". None: no tile
@@ -65,7 +73,7 @@ ATTENTION: dict[str, dict[str, tuple[A | None, A | None, A | None]]] = {
     # A100, 164 KB: mma.sync; 8 warps, because 4 hold 128 x 64 tiles only with 8 bytes of spills at head dim 64.
     "sm80": {
         "half": (A(128, 64, 8, 3), A(128, 64, 8, 3), A(64, 64, 8, 2)),
-        "masked": (A(128, 64, 8, 2), A(128, 32, 8, 2), A(64, 64, 8, 1)),
+        "masked": (A(128, 64, 8, 2), A(128, 32, 8, 2), A(64, 32, 8, 2)),
         "fp32": (A(64, 32, 8, 1, "tf32x3"), A(32, 32, 8, 1, "tf32x3"), None),
     },
     # RTX 30 and 40, 99 KB: fewer stages, and the tiles of sm120 at head dim 128.
@@ -76,16 +84,16 @@ ATTENTION: dict[str, dict[str, tuple[A | None, A | None, A | None]]] = {
     },
     # H100, H200, 227 KB: wgmma; 128 x 128 at head dim 128 spills 40 bytes, 128 x 64 with a third stage none.
     "sm90": {
-        "half": (A(128, 128, 8, 2), A(128, 64, 8, 3), A(128, 32, 8, 2)),
-        "masked": (A(128, 64, 8, 2), A(128, 64, 8, 2), A(128, 32, 8, 2)),
-        "fp32": (A(128, 32, 8, 1, "tf32x3"), A(32, 32, 8, 1, "tf32x3"), None),
+        "half": (G(128, 128, 8, 2), G(128, 64, 8, 3), G(128, 32, 8, 2)),
+        "masked": (G(128, 64, 8, 2), G(128, 64, 8, 2), G(128, 32, 8, 2)),
+        "fp32": (G(128, 32, 8, 1, "tf32x3"), G(32, 32, 8, 1, "tf32x3"), None),
     },
     # B200, 227 KB: tcgen05, accumulators in tensor memory; the mask of a 128 x 128 tile spills 288 bytes.
     "sm100": {
-        "half": (A(128, 128, 8, 2), A(128, 64, 8, 3), A(128, 32, 8, 2)),
-        "padded": (A(64, 64, 8, 3), A(64, 64, 8, 3), A(128, 32, 8, 2)),
-        "masked": (A(128, 64, 8, 2), A(128, 64, 8, 2), A(64, 32, 8, 2)),
-        "fp32": (A(64, 32, 8, 1, "tf32x3"), A(32, 32, 8, 1, "tf32x3"), None),
+        "half": (G(128, 128, 8, 2), G(128, 64, 8, 3), G(128, 32, 8, 2)),
+        "padded": (G(64, 64, 8, 3), G(64, 64, 8, 3), G(128, 32, 8, 2)),
+        "masked": (G(128, 64, 8, 2), G(128, 64, 8, 2), G(64, 32, 8, 2)),
+        "fp32": (G(64, 32, 8, 1, "tf32x3"), G(32, 32, 8, 1, "tf32x3"), None),
     },
     # RTX 50 and RTX PRO, 99 KB: mma.sync again; 128 x 64 at head dim 128 with a window spills 56 bytes.
     "sm120": {
@@ -118,7 +126,7 @@ ATTENTION: dict[str, dict[str, tuple[A | None, A | None, A | None]]] = {
     },
 }
 
-INTERPRETER = AttentionConfig(32, 32, 4, 1)
+INTERPRETER = AttentionConfig(32, 32, 4, 1, guards_v=True)
 """On CPU tensors under TRITON_INTERPRET, where every program costs milliseconds and tests use few tokens."""
 
 
