@@ -16,7 +16,8 @@ INTO = (
     "norm_scale_shift", "residual_gate_norm_scale_shift", "apply_rope", "qk_norm_rope",
 )  # fmt: skip
 OPS = (
-    *INTO, *(f"{op}_out" for op in INTO), "attention", "attention_heads_first", "attention_varlen", "sage_attention", "linear",
+    *INTO, *(f"{op}_out" for op in INTO), "attention", "attention_heads_first", "attention_varlen",
+    "sage_attention", "linear",
     "linear_unsupported_reason", "nvfp4_level", "nvfp4_quantize", "nvfp4_linear", "nvfp4_decode", "isa_level",
     "peak_gflops",
 )  # fmt: skip
