@@ -18,13 +18,13 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from sgl_kernels.core.dispatch import MAX_BOUND, bind, current
+from sgl_kernels.core.tensors import PLAIN_TYPES
 from sgl_kernels.core.torch_op import NAMESPACE
 from sgl_kernels.ops import _validate as validate
 from sgl_kernels.ops._fingerprint import for_kinds
 from sgl_kernels.ops.attention.spec import ATTENTION
 
 _torch_sdpa = F.scaled_dot_product_attention  # kept: integrations may replace the name in torch
-_TENSORS = (Tensor, torch.nn.Parameter)
 _NUMBERS = (float, int)
 _INFINITY = float("inf")
 MATH, EFFICIENT = 0, 2  # of torch.nn.attention.SDPBackend
@@ -90,9 +90,9 @@ def served(
     if is_dynamo_compiling() or torch.compiler._is_compiling_flag:
         return _compiled(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     if not (
-        query.__class__ in _TENSORS
-        and key.__class__ in _TENSORS
-        and value.__class__ in _TENSORS
+        query.__class__ in PLAIN_TYPES
+        and key.__class__ in PLAIN_TYPES
+        and value.__class__ in PLAIN_TYPES
         and (scale is None or (scale.__class__ in _NUMBERS and 0.0 < scale < _INFINITY))
         and dropout_p.__class__ in _NUMBERS
         and dropout_p == 0.0
