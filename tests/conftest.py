@@ -78,4 +78,5 @@ def _our_logger():
 @pytest.fixture(autouse=True)
 def flags_may_be_set():
     """torch's own test helpers, once imported, forbid every later test to set a flag of torch.backends."""
-    vars(torch.backends)["__allow_nonbracketed_mutation_flag"] = True
+    # By the function's own globals: `torch.backends` itself is exchanged for a wrapper while it loads.
+    torch.backends.flags_frozen.__globals__["__allow_nonbracketed_mutation_flag"] = True
