@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import typing
 from collections.abc import Iterator, Mapping
@@ -36,12 +37,17 @@ def find_file(path: str, config_root: str) -> str:
 
     Raises ConfigError listing the places, and the preset whose name is nearest.
     """
+    if not Path(path).name:  # '/' and '.', to which no suffix can be added
+        raise ConfigError(
+            f"SGLANG_DIFFUSION_ATTENTION_CONFIG is {path!r}, a directory; expected a YAML or JSON file"
+        )
     places = [Path(path)] if os.path.isabs(path) else [Path(), Path(config_root), shipped_configs()]
     for place in places:
         base = place if os.path.isabs(path) else place / path
         for candidate in (base, *(base.with_name(base.name + suffix) for suffix in SUFFIXES)):
-            if candidate.is_file() or (candidate == base and base.suffix in SUFFIXES and base.exists()):
-                return str(candidate)
+            with contextlib.suppress(OSError):  # a name longer than the file system takes names no file
+                if candidate.is_file() or (candidate == base and base.suffix in SUFFIXES and base.exists()):
+                    return str(candidate)
     presets = sorted(p.name for p in shipped_configs().glob("*.yaml"))
     if os.path.isabs(path):
         raise ConfigError(f"SGLANG_DIFFUSION_ATTENTION_CONFIG is {path!r}, and there is no such file")

@@ -283,6 +283,17 @@ def test_what_is_not_a_readable_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load_file(str(tmp_path / "cfg.toml.yaml"))
 
 
+@pytest.mark.parametrize("path", ["/", ".", "./"])
+def test_a_path_without_a_name_is_a_directory(path: str) -> None:
+    with pytest.raises(ConfigError, match="a directory; expected a YAML or JSON file"):
+        find_file(path, "x")
+
+
+def test_a_name_that_no_file_system_takes_names_no_file() -> None:
+    with pytest.raises(ConfigError, match="there is no such file"):
+        find_file("x" * 5000, "x")
+
+
 def test_relative_paths_are_looked_up_in_three_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
