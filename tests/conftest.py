@@ -31,6 +31,16 @@ def pytest_configure(config: pytest.Config) -> None:
         assert cpu_arch() == arch, f"--cpu-arch {arch}: cpu_arch() is {cpu_arch()}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What may take minutes comes first, so that no process waits at the end for another's last test."""
+
+    def patience(item: pytest.Item) -> float:
+        mark = item.get_closest_marker("timeout")
+        return float(mark.args[0]) if mark and mark.args else 0.0
+
+    items.sort(key=patience, reverse=True)
+
+
 @pytest.fixture
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.config.getoption("--device"))
