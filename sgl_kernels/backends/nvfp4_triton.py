@@ -106,6 +106,16 @@ def _rejects_stochastic(facts: Any) -> Rejected | None:
     return None
 
 
+MOST_ROWS = 65535 * 64
+"""A CUDA grid has 65535 programs along its second axis, and the tile for many rows has at least 64 of them."""
+
+
+def _rejects_tall(facts: Any) -> Rejected | None:
+    if facts.m > MOST_ROWS:
+        return Rejected(Reason.SHAPE, f"{facts.m} rows of x; one launch takes {MOST_ROWS} at most")
+    return None
+
+
 def _rank(facts: Any, device: Device) -> int:
     """Above the floor, which writes what it decodes to memory and reads it again."""
     return INTERPRETED if device.platform == "cpu" else FUSED
@@ -147,7 +157,7 @@ def _implementation(
 IMPLEMENTATIONS = (
     _implementation(
         "nvfp4_linear", _load_linear, _linear_rank, _linear_configs,
-        "ours: packed operands on fp4 tensor cores, else weights decoded in registers",
+        "ours: packed operands on fp4 tensor cores, else weights decoded in registers", _rejects_tall,
     ),
     _implementation(
         "nvfp4_quantize", _load_quantize, _rank, _quantize_configs, "ours: one pass, after one for the amax",

@@ -26,6 +26,12 @@ MIN_TRITON = (3, 4)  # older ones fail in the interpreter on bounds that are ten
 FUSED, BEHIND, INTERPRETED = 30, -10, -100
 
 
+MOST_ROWS = 2**31 - 2**13
+"""The last program's block of rows, up to 4096, may begin just below the end and must not wrap."""
+SMALLEST_BLOCK, MOST_CHUNKS = 16, 1024
+"""Queries a program of attention has at least; programs a group of group_norm has at most."""
+
+
 def is_interpreted() -> bool:
     """Whether Triton runs kernels on CPU tensors in this process: its own variable, asked when a call is bound."""
     return os.environ.get(INTERPRETER_VARIABLE, "").lower() in ("1", "true", "yes", "on", "y")
@@ -79,12 +85,27 @@ def _rejects_wide_heads(f: Any, device: Device) -> Rejected | None:
     return rejected
 
 
+def _rejects_rows(f: Any) -> Rejected | None:
+    """The kernels count rows and programs in 32 bits, and a grid has no more programs; offsets are 64-bit."""
+    if hasattr(f, "num_groups"):
+        rows = max(f.batch * f.num_groups * MOST_CHUNKS, f.positions * f.channels // f.num_groups)
+    elif hasattr(f, "sq"):
+        rows = max(f.batch * f.heads * -(-f.sq // SMALLEST_BLOCK) * SMALLEST_BLOCK, f.sk)
+    elif hasattr(f, "tokens"):
+        rows = f.tokens * (f.heads + f.kv_heads)
+    else:
+        rows = f.rows
+    if rows <= MOST_ROWS:
+        return None
+    return Rejected(Reason.SHAPE, f"{rows} rows; the kernel counts them in 32 bits, {MOST_ROWS} at most")
+
+
 def _rejects_attention(f: Any) -> Rejected | None:
     if max(f.head_dim, f.head_dim_v) > configs.MAX_HEAD_DIM:
         return Rejected(
             Reason.SHAPE, f"head dims are at most {configs.MAX_HEAD_DIM}, got {f.head_dim} and {f.head_dim_v}"
         )
-    return None
+    return _rejects_rows(f)
 
 
 def _rejects_int8(f: Any) -> Rejected | None:
@@ -345,7 +366,7 @@ def _attention_rank(f: Any, device: Device) -> int:
 
 def _implementation(op: str, load: Any, make_configs: Any, rank: Any, rejects: Any = None) -> Implementation:
     return Implementation(
-        op=op, backend="triton", load=load, requires=_requires(FLOATS), rejects=rejects,
+        op=op, backend="triton", load=load, requires=_requires(FLOATS), rejects=rejects or _rejects_rows,
         rejects_on=_rejects_wide_heads if rejects is not None else _rejects_old_gpu, rank=rank, configs=make_configs,
         launches_on_current_device=True, proof="interpreted, compiled", doc="our Triton kernel: CUDA, ROCm, XPU",
     )  # fmt: skip

@@ -113,6 +113,30 @@ def test_run_takes_exactly_the_schema_arguments():
         assert len(parameters) == len(registry.op(implementation.op).arguments), implementation.op
 
 
+def _wide(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+BEYOND, ALMOST = 2**31 + 8, 2**31 - 2**14
+BIG = {
+    "rms_norm": (lambda n: (_wide(n, 8), None, 1e-6, 0.0)),
+    "layer_norm": (lambda n: (_wide(n, 8), None, None, 1e-6)),
+    "scale_shift": (lambda n: (_wide(1, n, 8), _wide(1, 1, 8), None)),
+    "gelu_tanh": (lambda n: (_wide(n, 8),)),
+    "apply_rope": (lambda n: (_wide(1, n // 8, 8, 64), _wide(n // 8, 32), _wide(n // 8, 32), False)),
+    "group_norm": (lambda n: (_wide(1, 16, n // 8), 2, None, None, 1e-5, "none")),
+    "attention": (lambda n: (_wide(1, n // 4, 4, 64), *(_wide(1, 32, 4, 64),) * 2)),
+    "attention_lse": (lambda n: (_wide(n // 32, 16, 2, 64), *(_wide(n // 32, 1, 2, 64),) * 2)),
+}
+
+
+@pytest.mark.parametrize("op", BIG)
+def test_rows_that_32_bits_cannot_count_are_declined(op):
+    rejected = decide(op, BIG[op](BEYOND), H100).rejected("triton")
+    assert rejected.reason is Reason.SHAPE and "32 bits" in rejected.detail
+    assert decide(op, BIG[op](ALMOST), H100).rejected("triton") is None
+
+
 def test_every_family_has_a_row_for_every_kind():
     for family, kinds in configs.ATTENTION.items():
         assert {"half", "masked", "fp32"} <= set(kinds) <= {"half", "padded", "masked", "fp32"}, family

@@ -73,9 +73,6 @@ def test_the_table_promises_no_more_than_was_compiled():
     assert {arch: set(rows) for arch, rows in NATIVE.items()} == compiled
 
 
-@pytest.mark.xfail(
-    strict=False, reason="the budgets are of the kernels before the guard on V; triton-aot-update is due"
-)
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("target", REQUIRED)
 def test_what_compiles_now_is_within_budget(target):

@@ -108,7 +108,9 @@ def _attend(
         total = total * keep + tl.sum(weights, 1)
         acc = acc * keep[:, None]
         v = _load(v_head + v_offsets, exists[:, None], dims_v[None, :] < DV, EDGE, BLOCK_DV != DV)
-        if GUARD and (MASK != NO_MASK or EDGE):
+        if GUARD and (
+            MASK != NO_MASK or (EDGE and (LOW or HIGH))
+        ):  # keys behind the last are loaded as zeros
             # A weight of 0 times what stands in a hidden key would be NaN: V loses what is not finite here, and the
             # rows that do give such a key a weight become NaN through their total. V comes through registers for it,
             # which sm_80 and sm_89 do not have (up to 2.4 kB of spills): see guards_v in configs.py.

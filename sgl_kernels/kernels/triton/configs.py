@@ -79,7 +79,7 @@ ATTENTION: dict[str, dict[str, tuple[A | None, A | None, A | None]]] = {
     # RTX 30 and 40, 99 KB: fewer stages, and the tiles of sm120 at head dim 128.
     "sm86": {
         "half": (A(128, 64, 8, 2), A(64, 64, 8, 2), A(64, 32, 8, 2)),
-        "masked": (A(128, 64, 8, 1), A(128, 32, 8, 1), A(64, 64, 8, 1)),
+        "masked": (A(128, 64, 8, 1), A(128, 32, 8, 1), A(64, 32, 8, 1)),
         "fp32": (A(64, 32, 8, 1, "tf32x3"), A(32, 32, 8, 1, "tf32x3"), None),
     },
     # H100, H200, 227 KB: wgmma; 128 x 128 at head dim 128 spills 40 bytes, 128 x 64 with a third stage none.
@@ -98,8 +98,8 @@ ATTENTION: dict[str, dict[str, tuple[A | None, A | None, A | None]]] = {
     # RTX 50 and RTX PRO, 99 KB: mma.sync again; 128 x 64 at head dim 128 with a window spills 56 bytes.
     "sm120": {
         "half": (A(128, 64, 8, 2), A(64, 64, 8, 2), A(64, 32, 8, 2)),
-        "masked": (A(128, 64, 8, 1), A(128, 32, 8, 1), A(64, 64, 8, 1)),
-        "fp32": (A(64, 32, 8, 1, "tf32x3"), A(32, 32, 8, 1, "tf32x3"), None),
+        "masked": (A(128, 64, 8, 1), A(128, 32, 8, 1), A(64, 32, 8, 1)),
+        "fp32": (A(64, 16, 8, 1, "tf32x3"), A(32, 32, 8, 1, "tf32x3"), None),
     },
     # MI300, MI350, 64 KB of LDS (160 on gfx950): 512 registers with the accumulators, so 4 waves of 64 hold 128 x 64.
     "cdna": {
