@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgl_kernels.backends._torch_checks import may_look
+from sgl_kernels.backends._torch_checks import is_traced, may_look
 from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.ops._modulation import aligned
 from sgl_kernels.ops.activation import reference as activation
@@ -45,6 +45,8 @@ FAR = 8.0
 
 def _layer(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, exact: bool) -> Tensor:
     """torch's layer norm; `exact` where x came in float32."""
+    if is_traced():
+        return norm.layer_norm(x, weight, bias, eps)
     if not exact or x.device.type == "cuda" or x.numel() == 0:  # CUDA's kernel subtracts before it multiplies
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
     if may_look(x, weight, bias):  # the statistics come with the result: no pass over x is needed to see them
@@ -89,6 +91,8 @@ def _group(
     x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, exact: bool
 ) -> Tensor:
     """torch's group norm; `exact` where x came in float32."""
+    if is_traced():
+        return norm.group_norm(x, num_groups, weight, bias, eps)
     if exact and x.is_contiguous() and may_look(x, weight, bias):
         batch, channels = x.shape[:2]
         size = x.numel() // (batch * channels)

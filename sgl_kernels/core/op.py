@@ -166,6 +166,9 @@ class Op:
     strided: tuple[str, ...] = ()
     family: str = ""
     doc: str = ""
+    reads_values: bool = (
+        False  # its definition branches on values, such as lengths, so no tracer can look inside
+    )
     lossy_tolerance: float = 0.1  # relative L2 a LOSSY implementation may err by on a test case
     sampled: Callable[[Any, tuple[Any, ...], int], tuple[Tensor, Tensor, Tensor]] | None = (
         None  # (result, arguments, turn) -> some rows of the result, and the exact ones; see core/guard.py

@@ -325,6 +325,7 @@ ATTENTION_VARLEN = registry.define(
         family="attention",
         spelled=_spelled,
         sampled=sampling.sampled_varlen,
+        reads_values=True,
         doc="attention over sequences packed end to end",
     )
 )
