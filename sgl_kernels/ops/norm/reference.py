@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,11 +14,25 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _normalised(x: Tensor, eps: float, norm: str) -> Tensor:
-    if norm == "rms":
+TINY = 1e-36
+"""Below this an eps does not hide that the square of a small number is 0 in float32."""
+
+
+def by_rms(x: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) over the last dimension. With next to no eps, rows are brought near 1 first."""
+    if eps >= TINY or x.numel() == 0:
         return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-    centred = x - x.mean(-1, keepdim=True)
-    return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    size = x.detach().abs().amax(-1, keepdim=True)
+    size = torch.where((size > 0) & size.isfinite(), size, 1.0)
+    x = x / size  # a constant to the gradient: the quotient below is the same for any size
+    root = (
+        torch.full_like(size, math.sqrt(eps)) / size
+    )  # torch divides a number by way of 1 / size, which overflows
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + root.square())
+
+
+def _normalised(x: Tensor, eps: float, norm: str) -> Tensor:
+    return by_rms(x if norm == "rms" else x - x.mean(-1, keepdim=True), eps)
 
 
 def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
