@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgl_kernels.ops.norm.reference import by_rms
+from sgl_kernels.ops.norm.reference import normalised
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
@@ -30,7 +30,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -
 
 def _normed(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    y = by_rms(wide, eps)
+    y = normalised(wide, eps, "rms")
     return y if weight is None else y * weight.to(y.dtype)
 
 
