@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -166,6 +166,9 @@ class Op:
     strided: tuple[str, ...] = ()
     family: str = ""
     doc: str = ""
+    splits: Callable[[tuple[Any, ...]], Iterable[Any]] | None = (
+        None  # schema arguments -> the ways in which DTensor may split the call; see core/sharding.py
+    )
     reads_values: bool = (
         False  # its definition branches on values, such as lengths, so no tracer can look inside
     )
