@@ -34,6 +34,11 @@ def may_look(first: Tensor, *others: Tensor | None) -> bool:
     return True
 
 
+def is_traced() -> bool:
+    """Whether a tracer follows a derivative, on tensors without memory: torch's fused norms have no tangent there."""
+    return bool(_modes()) and (_transform() is not None or forward_ad._current_level >= 0 or is_compiling())
+
+
 def watching(*tensors: Tensor | None) -> bool:
     """Whether a gradient may be asked for. Inside a transform no flag of the tensor says so."""
     if not torch.is_grad_enabled():

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgl_kernels.backends._torch_checks import may_look
+from sgl_kernels.backends._torch_checks import is_traced, may_look
 from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.ops._modulation import aligned
 from sgl_kernels.ops.activation import reference as activation
@@ -45,6 +45,8 @@ FAR = 8.0
 
 def _layer(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, exact: bool) -> Tensor:
     """torch's layer norm; `exact` where x came in float32."""
+    if is_traced() or eps < norm.TINY:
+        return norm.layer_norm(x, weight, bias, eps)
     if not exact or x.device.type == "cuda" or x.numel() == 0:  # CUDA's kernel subtracts before it multiplies
         return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
     if may_look(x, weight, bias):  # the statistics come with the result: no pass over x is needed to see them
@@ -61,6 +63,8 @@ def _near(mean: Tensor, rstd: Tensor, far: float) -> bool:
 
 
 def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> Tensor:
+    if eps < norm.TINY:  # torch squares first, which makes 0 of what is small, and infinities of the result
+        return norm.rms_norm(x, weight, eps, weight_offset)
     if weight_offset == 0 and (weight is None or weight.dtype is x.dtype):
         return F.rms_norm(x, x.shape[-1:], weight, eps)
     wide = _wide(x)
@@ -89,6 +93,8 @@ def _group(
     x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, exact: bool
 ) -> Tensor:
     """torch's group norm; `exact` where x came in float32."""
+    if is_traced() or eps < norm.TINY:
+        return norm.group_norm(x, num_groups, weight, bias, eps)
     if exact and x.is_contiguous() and may_look(x, weight, bias):
         batch, channels = x.shape[:2]
         size = x.numel() // (batch * channels)
@@ -113,7 +119,7 @@ def _norm_scale_shift(
 ) -> Tensor:  # fmt: skip
     wide = _wide(x)
     if norm == "rms":
-        y = F.rms_norm(wide, x.shape[-1:], _like(weight, wide), eps)
+        y = _rms_norm(wide, _like(weight, wide), eps, 0.0)
         y = y if bias is None else y + bias.to(y.dtype)
     else:
         y = _layer(wide, _like(weight, wide), _like(bias, wide), eps, x.dtype is torch.float32)

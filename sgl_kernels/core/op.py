@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -166,6 +166,12 @@ class Op:
     strided: tuple[str, ...] = ()
     family: str = ""
     doc: str = ""
+    splits: Callable[[tuple[Any, ...]], Iterable[Any]] | None = (
+        None  # schema arguments -> the ways in which DTensor may split the call; see core/sharding.py
+    )
+    reads_values: bool = (
+        False  # its definition branches on values, such as lengths, so no tracer can look inside
+    )
     lossy_tolerance: float = 0.1  # relative L2 a LOSSY implementation may err by on a test case
     sampled: Callable[[Any, tuple[Any, ...], int], tuple[Tensor, Tensor, Tensor]] | None = (
         None  # (result, arguments, turn) -> some rows of the result, and the exact ones; see core/guard.py

@@ -1,5 +1,6 @@
-"""How DTensor may split each op: along which dimensions every shard is computed by itself.
+"""How DTensor may split an op: along which dimensions every shard is computed by itself. Each op states its own.
 
+An op without a rule (4 bits, and those of others) is computed whole on every rank.
 Rules are given to DTensor when the first of its tensors is met; nothing of torch.distributed is imported before.
 """
 
@@ -69,8 +70,7 @@ def _register(op: Op) -> None:
 
 def splits(op: Op, args: tuple[Any, ...]) -> list[Split]:
     """Every way to split a call but for the one that splits nothing. Arguments need only shape, ndim and mesh."""
-    rule = _RULES.get(op.name)
-    return list(rule(args)) if rule is not None else []
+    return list(op.splits(args)) if op.splits is not None else []
 
 
 def _parameter(p: Any, x: Any, d: int) -> int | bool | None:
@@ -83,7 +83,7 @@ def _parameter(p: Any, x: Any, d: int) -> int | bool | None:
     return at if p.shape[at] == x.shape[d] else False
 
 
-def _rows(lead: Sequence[int], parameters: Sequence[int], results: int = 1) -> Rule:
+def rows(lead: Sequence[int], parameters: Sequence[int], results: int = 1) -> Rule:
     """Rows are split: `lead` are arguments shaped as x, `parameters` modulate it; weights stay whole."""
 
     def rule(args: tuple[Any, ...]) -> Iterable[Split]:
@@ -97,79 +97,6 @@ def _rows(lead: Sequence[int], parameters: Sequence[int], results: int = 1) -> R
     return rule
 
 
-def _batch(args: tuple[Any, ...]) -> Iterable[Split]:
+def batch(args: tuple[Any, ...]) -> Iterable[Split]:
+    """Only the first dimension of the first argument is split."""
     yield [0], {0: 0}
-
-
-def _rope(heads: Sequence[int], table: int) -> Rule:
-    def rule(args: tuple[Any, ...]) -> Iterable[Split]:
-        cos = args[table]
-        for d in (0, 1, 2):
-            at: int | None = None
-            if cos is not None and d == 1:
-                at = cos.ndim - 2
-            elif cos is not None and d == 0 and cos.ndim == 3 and cos.shape[0] > 1:
-                at = 0
-            yield [d] * len(heads), {**dict.fromkeys(heads, d), table: at, table + 1: at}
-
-    return rule
-
-
-def _divide(q: Any, k: Any, dim: int) -> bool:
-    """Whether each shard of the query heads finds its key heads in its own shard."""
-    count = (q.mesh if hasattr(q, "mesh") else q.device_mesh).size()  # a spec of DTensor, or one itself
-    return q.shape[dim] % count == 0 and k.shape[dim] % count == 0
-
-
-def _attention(lse: bool) -> Rule:
-    def rule(args: tuple[Any, ...]) -> Iterable[Split]:
-        q, k, _, mask, is_causal, _, _, left, right, _ = args
-
-        def split(d: int, whole_keys: bool, mask_dim: int, lse_dim: int) -> Split:
-            at = None if mask is None else mask_dim - (4 - mask.ndim)
-            if at is not None and (at < 0 or mask.shape[at] == 1):
-                at = None
-            keys = None if whole_keys else d
-            return [d, lse_dim] if lse else [d], {0: d, 1: keys, 2: keys, 3: at}
-
-        yield split(0, False, 0, 0)
-        if k.shape[2] == 1 or _divide(q, k, 2):
-            yield split(2, k.shape[2] == 1, 1, 1)
-        if not is_causal and left < 0 and right < 0:
-            yield split(1, True, 2, 2)
-
-    return rule
-
-
-def _varlen(args: tuple[Any, ...]) -> Iterable[Split]:
-    q, k = args[:2]
-    if _divide(q, k, 1):
-        yield [1], {0: 1, 1: 1, 2: 1}
-
-
-def _linear(args: tuple[Any, ...]) -> Iterable[Split]:
-    x = args[0]
-    for d in range(x.ndim - 1):
-        yield [d], {0: d}
-    yield [x.ndim - 1], {1: 0, 2: 0}
-
-
-_RULES: dict[str, Rule] = {
-    "rms_norm": _rows((0,), ()),
-    "layer_norm": _rows((0,), ()),
-    "group_norm": _batch,
-    "norm_scale_shift": _rows((0,), (1, 2)),
-    "residual_gate_norm_scale_shift": _rows((0, 1), (2, 3, 4), 2),
-    "scale_shift": _rows((0,), (1, 2)),
-    "gate_residual": _rows((0, 1), (2,)),
-    "silu_mul": _rows((0, 1), ()),
-    "gelu_mul": _rows((0, 1), ()),
-    "gelu_tanh": _rows((0,), ()),
-    "apply_rope": _rope((0,), 1),
-    "qk_norm_rope": _rope((0, 1), 4),
-    "attention": _attention(False),
-    "attention_lse": _attention(True),
-    "attention_varlen": _varlen,
-    "linear": _linear,
-}
-"""Ops that are not here (4 bits, and those of others) are computed whole on every rank."""

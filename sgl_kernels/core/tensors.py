@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 PLAIN_TYPES = (Tensor, torch.nn.Parameter)
-_functorch_active = torch._C._are_functorch_transforms_active
+functorch_active = torch._C._are_functorch_transforms_active
+_modes = torch._C._len_torch_dispatch_stack
 _is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
@@ -26,7 +31,36 @@ def is_transformed(*tensors: Any) -> bool:
     """
     if forward_ad._current_level >= 0:
         return True
-    return _functorch_active() and any(isinstance(t, Tensor) and _is_wrapped(t) for t in tensors)
+    if not functorch_active():
+        return False
+    # Dynamo knows that a transform is active, and cannot trace which tensors it wraps.
+    return is_dynamo_compiling() or any(isinstance(t, Tensor) and _is_wrapped(t) for t in tensors)
+
+
+def carries_derivative(*tensors: Any) -> bool:
+    """As `is_transformed`, for the kernel of a torch op.
+
+    A traced graph opens levels of its own there, which only the tensors tell. Asking them costs 3 us each, so it is
+    done where levels are open or something traces.
+    """
+    if functorch_active():
+        return True
+    if forward_ad._current_level < 0 and not (is_compiling() or _modes()):
+        return False
+    return any(isinstance(t, Tensor) and torch._unpack_dual(t, 0)[1] is not None for t in tensors)
+
+
+_asked: ContextVar[bool] = ContextVar("sgl_kernels_derivative", default=False)
+
+
+@contextmanager
+def derivative_asked() -> Iterator[None]:
+    """Inside, `watches` says yes: a derivative passes through that no tensor shows while a graph is traced."""
+    token = _asked.set(True)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
 
 
 def has_memory(t: Tensor) -> bool:
@@ -49,4 +83,4 @@ def watches(*tensors: Any) -> bool:
     """Whether autograd, in reverse or forward mode and at any level, will ask for a derivative."""
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in tensors):
         return True
-    return is_transformed(*tensors)
+    return is_transformed(*tensors) or (not is_dynamo_compiling() and _asked.get())

@@ -12,19 +12,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.autograd import Info, make_autograd_impl
 
 from .compose import cast_arguments
 from .op import Op
+from .tensors import carries_derivative
 
 NAMESPACE = "sgl_kernels"
 _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
-def define(op: Op, eager: Callable[..., Any]) -> Callable[..., Any]:
+def define(op: Op, eager: Callable[..., Any], derive: Callable[..., Any]) -> Callable[..., Any]:
     """Register torch.ops.sgl_kernels.<op> with schema + `str? backend=None`, and return its overload.
 
     `eager(*schema_args, backend=None)` is the body. It must repeat the schema's defaults, because the
-    dispatcher strips trailing arguments that equal them before calling a Python kernel.
+    dispatcher strips trailing arguments that equal them before calling a Python kernel. `derive`, called alike, is the
+    body where derivatives that no `requires_grad` shows pass through: it is made of operations that torch derives.
     """
     head, _, returns = op.schema.partition(" -> ")
     schema = f"{head[:-1]}, *, str? backend=None) -> {returns}"
@@ -35,7 +38,7 @@ def define(op: Op, eager: Callable[..., Any]) -> Callable[..., Any]:
         return op.fake(*op.canonical(*args))
 
     torch.library.register_fake(f"{NAMESPACE}::{op.name}", fake, lib=_LIBRARY)
-    _define_backward(op, head, eager)
+    _define_backward(op, head, eager, derive)
     overload: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), op.name).default
     if op.autocast:
         _define_autocast(op, overload)
@@ -91,7 +94,7 @@ def _unaliased(out: Tensor, args: Sequence[Any]) -> Tensor:
     return out
 
 
-def _define_backward(op: Op, head: str, eager: Callable[..., Any]) -> None:
+def _define_backward(op: Op, head: str, eager: Callable[..., Any], derive: Callable[..., Any]) -> None:
     """<op>_backward recomputes through the dispatcher with gradients on, so a differentiable backend serves it.
 
     It is a torch op of its own, opaque to the compiler, so torch.compile and eager share one formula.
@@ -142,6 +145,29 @@ def _define_backward(op: Op, head: str, eager: Callable[..., Any]) -> None:
             result[i] = g
         return tuple(result)
 
-    torch.library.register_autograd(
-        f"{NAMESPACE}::{op.name}", backward, setup_context=setup_context, lib=_LIBRARY
-    )
+    _define_derivatives(op, backward, setup_context, derive)
+
+
+def _define_derivatives(
+    op: Op, backward: Callable[..., Any], setup_context: Callable[..., None], derive: Callable[..., Any]
+) -> None:
+    """Gradients by `backward`; tangents and torch.func's transforms through the operations of `derive`.
+
+    The kernel that torch.library.register_autograd makes knows `requires_grad` alone. It drops tangents without a
+    word, and inside torch.func.grad it raises; both are met where a transform is called inside a compiled function.
+    """
+    overload = getattr(getattr(torch.ops, NAMESPACE), op.name).default
+    graded = make_autograd_impl(overload, Info(backward, setup_context))
+
+    def derived(keys: Any, *args: Any, backend: str | None = None) -> Any:
+        if carries_derivative(*args):
+            return derive(*args, backend=backend)
+        return graded(keys, *args, backend=backend)
+
+    _LIBRARY.impl(op.name, derived, "Autograd", with_keyset=True)
+
+    if not op.reads_values:  # else torch runs slice after slice
+        _LIBRARY.impl(op.name, derive, "FuncTorchBatched")
+    # For graphs that open a forward-mode level: what runs them may not know that any level is open.
+    _LIBRARY.define(str(overload._schema).partition("::")[2].replace(op.name, f"{op.name}_derived", 1))
+    _LIBRARY.impl(f"{op.name}_derived", derive, "CompositeImplicitAutograd")

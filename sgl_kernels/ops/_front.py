@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.compiler import is_compiling
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling, is_dynamo_compiling
 
 from sgl_kernels.core.dispatch import Run, current
 from sgl_kernels.core.names import resolve_names
 from sgl_kernels.core.op import Op
 from sgl_kernels.core.sharding import is_dtensor, prepare
-from sgl_kernels.core.tensors import is_subclass, watches
+from sgl_kernels.core.tensors import derivative_asked, functorch_active, is_subclass, watches
 from sgl_kernels.core.torch_op import define
 from sgl_kernels.ops._fingerprint import KeyOf, builder
 from sgl_kernels.ops._into import write
@@ -29,6 +31,7 @@ class Front:
 
     door      door(args, out, backend): the call of the arguments in schema order
     overload  the torch op
+    traced    the call of it that a compiler sees
     eager     eager(*args, backend=None): its body, and the way of a call once compilers and subclasses are dealt with
     key       the function that makes a call's key, and
     bind      bind(backend, args): the cold path of a call whose key is not known
@@ -44,7 +47,18 @@ class Front:
             known = inside(backend, values)
             return (here.bound.get(known) or here.bind(op, known, backend, values))(*values)
 
-        overload = define(op, eager)
+        def derive(*args: Any, backend: str | None = None) -> Any:
+            values = args + defaults[len(args) :]
+            with derivative_asked():
+                return current().bind(op, None, backend, values)(*values)
+
+        overload = define(op, eager, derive)
+        derived = getattr(torch.ops.sgl_kernels, f"{op.name}_derived").default
+
+        def traced(*args: Any, backend: str | None) -> Any:
+            if is_dynamo_compiling() and forward_ad._current_level >= 0 and not functorch_active():
+                return derived(*args, backend=backend)
+            return overload(*args, backend=backend)
 
         def bind(backend: str | None, args: tuple[Any, ...]) -> Run:
             return _bind(op, key, overload, backend, args)
@@ -54,12 +68,13 @@ class Front:
                 return write(op, eager, overload, args, out, backend)
             if is_compiling():
                 prepare()
-                return overload(*args, backend=backend)
+                return traced(*args, backend=backend)
             return (current().bound.get(key(backend, args)) or bind(backend, args))(*args)
 
         self.door: Door = door
         DOORS[op.name] = door
         self.overload = overload
+        self.traced = traced
         self.eager: Callable[..., Any] = eager
         self.key = key
         self.bind: Bind = bind

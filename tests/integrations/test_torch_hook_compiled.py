@@ -115,10 +115,6 @@ def test_gradients_and_dropout_are_torchs() -> None:
     compiled(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, dropout_p=0.5), q, k, v, served=0)
 
 
-@pytest.mark.xfail(
-    strict=False,
-    reason="a transform inside a compiled function meets is_transformed, which dynamo cannot trace",
-)
 def test_transforms_biases_and_choices_of_a_kernel_are_torchs() -> None:
     q, k, v = qkv()
     have = compiled(

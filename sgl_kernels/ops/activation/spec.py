@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sgl_kernels.core.op import Cost, Op
 from sgl_kernels.core.registry import registry
+from sgl_kernels.core.sharding import rows
 from sgl_kernels.ops import _validate as validate
 from sgl_kernels.ops.activation import cases, reference
 
@@ -105,6 +106,7 @@ def _cost_plain(x: Tensor) -> Cost:
 SILU_MUL = registry.define(
     Op(
         name="silu_mul",
+        splits=rows((0, 1), ()),
         schema="silu_mul(Tensor x, Tensor? up=None) -> Tensor",
         facts=silu_mul_facts,
         reference=reference.silu_mul,
@@ -120,6 +122,7 @@ SILU_MUL = registry.define(
 GELU_TANH = registry.define(
     Op(
         name="gelu_tanh",
+        splits=rows((0,), ()),
         schema="gelu_tanh(Tensor x) -> Tensor",
         facts=gelu_tanh_facts,
         reference=reference.gelu_tanh,
@@ -135,6 +138,7 @@ GELU_TANH = registry.define(
 GELU_MUL = registry.define(
     Op(
         name="gelu_mul",
+        splits=rows((0, 1), ()),
         schema="gelu_mul(Tensor x, Tensor? up=None, str approximate='tanh') -> Tensor",
         facts=gelu_mul_facts,
         reference=reference.gelu_mul,

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from sgl_kernels.core.dispatch import MAX_BOUND, bind, current
-from sgl_kernels.core.tensors import PLAIN_TYPES
+from sgl_kernels.core.tensors import PLAIN_TYPES, carries_derivative
 from sgl_kernels.core.torch_op import NAMESPACE
 from sgl_kernels.ops import _validate as validate
 from sgl_kernels.ops._fingerprint import for_kinds
@@ -350,6 +350,16 @@ def _op_fake(
     return _torch_sdpa(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
 
 
+def _op_derived(keys: Any, *args: Any) -> Tensor:
+    """The op where a derivative is asked for: torch's function has them all."""
+    if carries_derivative(*args) or validate.needs_grad(*args[:4]):
+        query, key, value, mask, is_causal, scale, enable_gqa = args
+        return _torch_sdpa(query, key, value, mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
+    with torch._C._AutoDispatchBelowAutograd():
+        overload = torch.ops.sgl_kernels.scaled_dot_product_attention.default
+        return overload.redispatch(keys & torch._C._after_autograd_keyset, *args)
+
+
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _library.define(
     "scaled_dot_product_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, bool is_causal, "
@@ -357,6 +367,7 @@ _library.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 _library.impl("scaled_dot_product_attention", _op, "CompositeExplicitAutograd")
+_library.impl("scaled_dot_product_attention", _op_derived, "Autograd", with_keyset=True)
 torch.library.register_fake(f"{NAMESPACE}::scaled_dot_product_attention", _op_fake, lib=_library)
 
 

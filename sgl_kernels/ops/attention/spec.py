@@ -10,7 +10,7 @@ from torch import Tensor
 from sgl_kernels.core.op import Cost, Op
 from sgl_kernels.core.registry import registry
 from sgl_kernels.ops import _validate as validate
-from sgl_kernels.ops.attention import cases, reference, sampling
+from sgl_kernels.ops.attention import cases, reference, sampling, splitting
 
 ALIGNMENTS = ("bottom_right", "top_left")
 _DENSE = (
@@ -278,6 +278,7 @@ def cost_varlen(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, *re
 ATTENTION = registry.define(
     Op(
         name="attention",
+        splits=splitting.dense(False),
         schema=f"attention{_DENSE} -> Tensor",
         facts=dense_facts,
         reference=reference.attention,
@@ -296,6 +297,7 @@ ATTENTION = registry.define(
 ATTENTION_LSE = registry.define(
     Op(
         name="attention_lse",
+        splits=splitting.dense(True),
         schema=f"attention_lse{_DENSE} -> (Tensor, Tensor)",
         facts=dense_facts,
         reference=reference.attention_lse,
@@ -314,6 +316,7 @@ ATTENTION_LSE = registry.define(
 ATTENTION_VARLEN = registry.define(
     Op(
         name="attention_varlen",
+        splits=splitting.varlen,
         schema=_VARLEN,
         facts=varlen_facts,
         reference=reference.attention_varlen,
@@ -325,6 +328,7 @@ ATTENTION_VARLEN = registry.define(
         family="attention",
         spelled=_spelled,
         sampled=sampling.sampled_varlen,
+        reads_values=True,
         doc="attention over sequences packed end to end",
     )
 )

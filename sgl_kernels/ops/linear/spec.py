@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sgl_kernels.core.op import Cost, Op
 from sgl_kernels.core.registry import registry
+from sgl_kernels.core.sharding import Split
 from sgl_kernels.ops import _validate as validate
 from sgl_kernels.ops.linear import cases, reference
 
@@ -59,9 +61,17 @@ def _cost(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str
     return Cost(2 * m * n * k, (m * k + n * k + m * n) * x.element_size())
 
 
+def _splits(args: tuple[Any, ...]) -> Iterable[Split]:
+    x = args[0]
+    for d in range(x.ndim - 1):
+        yield [d], {0: d}
+    yield [x.ndim - 1], {1: 0, 2: 0}
+
+
 LINEAR = registry.define(
     Op(
         name="linear",
+        splits=_splits,
         schema="linear(Tensor x, Tensor weight, Tensor? bias=None, str activation='none') -> Tensor",
         facts=facts,
         reference=reference.linear,

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sgl_kernels.core.op import Cost, Op
 from sgl_kernels.core.registry import registry
+from sgl_kernels.core.sharding import rows
 from sgl_kernels.ops import _modulation as modulation
 from sgl_kernels.ops import _validate as validate
 from sgl_kernels.ops.modulate import cases, reference
@@ -95,6 +96,7 @@ def _cost(passes: int) -> Any:
 SCALE_SHIFT = registry.define(
     Op(
         name="scale_shift",
+        splits=rows((0,), (1, 2)),
         schema="scale_shift(Tensor x, Tensor? scale=None, Tensor? shift=None) -> Tensor",
         facts=scale_shift_facts,
         reference=reference.scale_shift,
@@ -110,6 +112,7 @@ SCALE_SHIFT = registry.define(
 GATE_RESIDUAL = registry.define(
     Op(
         name="gate_residual",
+        splits=rows((0, 1), (2,)),
         schema="gate_residual(Tensor residual, Tensor x, Tensor gate) -> Tensor",
         facts=gate_residual_facts,
         reference=reference.gate_residual,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -12,11 +14,22 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _normalised(x: Tensor, eps: float, norm: str) -> Tensor:
-    if norm == "rms":
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-    centred = x - x.mean(-1, keepdim=True)
-    return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+TINY = 1e-36
+"""Below this an eps does not hide that the square of a small number is 0 in float32."""
+
+
+def normalised(x: Tensor, eps: float, norm: str) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) over the last dimension, less its mean where `norm` is "layer"."""
+    added: float | Tensor = eps
+    if eps < TINY and x.numel():  # rows are brought near 1 first
+        size = x.detach().abs().amax(-1, keepdim=True)
+        size = torch.where((size > 0) & size.isfinite(), size, 1.0)
+        x = x / size  # a constant to the gradient: the quotient below is the same for any size
+        # torch divides a number by way of 1 / size, which overflows
+        added = (torch.full_like(size, math.sqrt(eps)) / size).square()
+    if norm == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + added)
 
 
 def _affine(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -29,7 +42,7 @@ def rms_norm(
     x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, weight_offset: float = 0.0
 ) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * (weight + weight_offset)."""
-    y = _normalised(_wide(x), eps, "rms")
+    y = normalised(_wide(x), eps, "rms")
     if weight is not None:
         y = y * (weight.to(y.dtype) + weight_offset)
     return y.to(x.dtype)
@@ -39,7 +52,7 @@ def layer_norm(
     x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
     """(x - mean) / sqrt(var + eps) * weight + bias."""
-    return _affine(_normalised(_wide(x), eps, "layer"), weight, bias).to(x.dtype)
+    return _affine(normalised(_wide(x), eps, "layer"), weight, bias).to(x.dtype)
 
 
 def group_norm(
@@ -51,7 +64,7 @@ def group_norm(
     if x.numel() == 0:  # nothing to normalise, but a gradient of zeros flows back to x, weight and bias
         y = _wide(x) * 1
     else:
-        y = _normalised(_wide(x).reshape(n, num_groups, -1), eps, "layer").reshape(x.shape)
+        y = normalised(_wide(x).reshape(n, num_groups, -1), eps, "layer").reshape(x.shape)
     per_channel = (1, c) + (1,) * (x.ndim - 2)
     y = _affine(
         y,
@@ -68,7 +81,7 @@ def norm_scale_shift(
     bias: Tensor | None = None, eps: float = 1e-6, norm: str = "layer",
 ) -> Tensor:  # fmt: skip
     """adaLN: norm(x) * (1 + scale) + shift, rounded once."""
-    y = _affine(_normalised(_wide(x), eps, norm), weight, bias)
+    y = _affine(normalised(_wide(x), eps, norm), weight, bias)
     if scale is not None:
         y = y * (1 + aligned(scale, x).to(y.dtype))
     if shift is not None:

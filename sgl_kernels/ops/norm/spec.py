@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sgl_kernels.core.op import Cost, Op
 from sgl_kernels.core.registry import registry
+from sgl_kernels.core.sharding import batch, rows
 from sgl_kernels.ops import _modulation as modulation
 from sgl_kernels.ops import _validate as validate
 from sgl_kernels.ops.norm import cases, reference
@@ -221,7 +222,7 @@ def _cost(reads_and_writes: int, per_element: int) -> Any:
 
 def _define(
     name: str, schema: str, facts: Any, check: Any, make_cases: Any, fake: Any, cost: Any, doc: str,
-    in_place: Any = _x_itself, strided: tuple[str, ...] = (),
+    splits: Any, in_place: Any = _x_itself, strided: tuple[str, ...] = (),
 ) -> Op:  # fmt: skip
     return registry.define(
         Op(
@@ -237,6 +238,7 @@ def _define(
             doc=doc,
             in_place=in_place,
             strided=strided,
+            splits=splits,
         )
     )
 
@@ -245,29 +247,32 @@ RMS_NORM = _define(
     "rms_norm",
     "Tensor x, Tensor? weight=None, float eps=1e-06, float weight_offset=0.0) -> Tensor",
     rms_facts, check_rms, cases.rms, _like, _cost(2, 4), "x / rms(x) * weight",
+    rows((0,), ()),
 )  # fmt: skip
 LAYER_NORM = _define(
     "layer_norm",
     "Tensor x, Tensor? weight=None, Tensor? bias=None, float eps=1e-05) -> Tensor",
     layer_facts, check_layer, cases.layer, _like, _cost(2, 7), "(x - mean) / std * weight + bias",
+    rows((0,), ()),
 )  # fmt: skip
 GROUP_NORM = _define(
     "group_norm",
     "Tensor x, int num_groups, Tensor? weight=None, Tensor? bias=None, float eps=1e-05, "
     "str activation='none') -> Tensor",
     group_facts, check_group, cases.group, _like_group, _cost(2, 11), "group norm of (N, C, ...), with SiLU if asked",
-    strided=("x",),
+    batch, strided=("x",),
 )  # fmt: skip
 NORM_SCALE_SHIFT = _define(
     "norm_scale_shift",
     "Tensor x, Tensor? scale=None, Tensor? shift=None, Tensor? weight=None, Tensor? bias=None, float eps=1e-06, "
     "str norm='layer') -> Tensor",
     adaln_facts, check_adaln, cases.adaln, _like, _cost(2, 9), "adaLN: norm(x) * (1 + scale) + shift",
+    rows((0,), (1, 2)),
 )  # fmt: skip
 RESIDUAL_GATE_NORM_SCALE_SHIFT = _define(
     "residual_gate_norm_scale_shift",
     "Tensor residual, Tensor x, Tensor? gate=None, Tensor? scale=None, Tensor? shift=None, Tensor? weight=None, "
     "Tensor? bias=None, float eps=1e-06, str norm='layer') -> (Tensor, Tensor)",
     residual_facts, check_residual, cases.residual_adaln, _like_residual, _cost(4, 11),
-    "residual + gate * x, then adaLN of it", _either_itself,
+    "residual + gate * x, then adaLN of it", rows((0, 1), (2, 3, 4), 2), _either_itself,
 )  # fmt: skip

@@ -278,6 +278,7 @@ NVFP4_QUANTIZE = registry.define(
         cases=cases.quantize,
         cost=cost_quantize,
         spelled=_spelled_quantize,
+        reads_values=True,
         family="nvfp4",
         doc="x to packed 4-bit codes, block scales and a global scale",
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sgl_kernels.ops.norm.reference import normalised
+
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """Rotate the leading channels of x (B, S, H, D) by tables (S, R/2) or (B, S, R/2), at x's precision."""
@@ -28,7 +30,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) -
 
 def _normed(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    y = normalised(wide, eps, "rms")
     return y if weight is None else y * weight.to(y.dtype)
 
 

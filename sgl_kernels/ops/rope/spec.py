@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from sgl_kernels.core.op import Cost, Op
 from sgl_kernels.core.registry import registry
+from sgl_kernels.core.sharding import Rule, Split
 from sgl_kernels.ops import _validate as validate
 from sgl_kernels.ops.rope import cases, reference
 
@@ -126,9 +128,24 @@ def _cost_qk(q: Tensor, k: Tensor, *rest: Any) -> Cost:
     return Cost(8 * elements, 2 * elements * q.element_size() + tables)
 
 
+def _split(heads: Sequence[int], table: int) -> Rule:
+    def rule(args: tuple[Any, ...]) -> Iterable[Split]:
+        cos = args[table]
+        for d in (0, 1, 2):
+            at: int | None = None
+            if cos is not None and d == 1:
+                at = cos.ndim - 2
+            elif cos is not None and d == 0 and cos.ndim == 3 and cos.shape[0] > 1:
+                at = 0
+            yield [d] * len(heads), {**dict.fromkeys(heads, d), table: at, table + 1: at}
+
+    return rule
+
+
 APPLY_ROPE = registry.define(
     Op(
         name="apply_rope",
+        splits=_split((0,), 1),
         schema="apply_rope(Tensor x, Tensor cos, Tensor sin, bool interleaved=False) -> Tensor",
         facts=rope_facts,
         reference=reference.apply_rope,
@@ -144,6 +161,7 @@ APPLY_ROPE = registry.define(
 QK_NORM_ROPE = registry.define(
     Op(
         name="qk_norm_rope",
+        splits=_split((0, 1), 4),
         schema="qk_norm_rope(Tensor q, Tensor k, Tensor? q_weight=None, Tensor? k_weight=None, Tensor? cos=None, "
         "Tensor? sin=None, float eps=1e-06, bool interleaved=False) -> (Tensor, Tensor)",
         facts=qk_facts,
