@@ -209,8 +209,8 @@ struct Rows {
   T* out[rows];
 };
 
-// Each row by itself, where one of them is not ordinary. All that it needs comes by value and is found again, so that the
-// usual way keeps everything in registers.
+// Each row by itself, where one of them is not ordinary. What it needs comes by value or is found again, so that the
+// usual way keeps everything in registers: statistics that are also written down cost it 1 to 3 %.
 template <Norm norm, bool shifted, class T, int rows>
 __attribute__((noinline)) static void normalise_carefully(Rows<T, rows> block, const NormArgs& args) {
   RowStatistics found[rows];
