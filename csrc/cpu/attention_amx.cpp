@@ -102,36 +102,67 @@ struct DotAmx : DotBf16 {
     }
   }
 
+  // scores = score(scale * scores, key, vector), and their highest; in registers, because any store may be to a panel.
+  template <int NV, class Score>
+  static SGL_INLINE void scale_scores(float* scores, float scale, Panel& panel, Score score) {
+    F highest[NV];
+    SGL_UNROLL for (int j = 0; j < NV; ++j) highest[j] = panel.highest[j];
+    for (int i = 0; i < kStep; ++i) {
+      SGL_UNROLL for (int j = 0; j < NV; ++j) {
+        float* at = scores + (i * NV + j) * kLanes;
+        const F s = score(load<F>(at) * scale, i, j);
+        highest[j] = max(highest[j], s);
+        store(at, s);
+      }
+    }
+    SGL_UNROLL for (int j = 0; j < NV; ++j) panel.highest[j] = highest[j];
+  }
+
+  // Weights as pairs, and their sums before rounding, as in emit. exponent(score, vector).
+  template <int NV, class Exponent>
+  static SGL_INLINE void weigh_scores(const float* scores, Panel& panel, float* p, Exponent exponent) {
+    F sum[NV];
+    SGL_UNROLL for (int j = 0; j < NV; ++j) sum[j] = panel.sum[j];
+    for (int i = 0; i < kStep; i += 2) {
+      SGL_UNROLL for (int j = 0; j < NV; ++j) {
+        const float* at = scores + (i * NV + j) * kLanes;
+        const F a = exp2<kDegree>(exponent(load<F>(at), j)), b = exp2<kDegree>(exponent(load<F>(at + NV * kLanes), j));
+        sum[j] += a + b;
+        store(p + (static_cast<size_t>(i / 2) * NV + j) * kLanes, pair(a, b));
+      }
+    }
+    SGL_UNROLL for (int j = 0; j < NV; ++j) panel.sum[j] = sum[j];
+  }
+
   // Softmax of 32 rows of scores: `keys` of them exist.
   template <int NV>
   static void weigh(float* scores, const ScoreRule& rule, bool ruled, bool bounded, int row0, int keys, Panel& panel,
                     float* p) {
-    const bool plain = !ruled && !bounded && keys >= kStep;
-    for (int i = 0; i < kStep; ++i) {
-      for (int j = 0; j < NV; ++j) {
-        float* at = scores + (i * NV + j) * kLanes;
-        F s = load<F>(at) * rule.scale;
-        if (!plain) {
-          if (rule.cap != 0) s = tanh(s) * rule.cap;
-          s = i < keys ? rule_score<NV>(s, rule, row0 + i, j, panel, bounded) : splat(kMinusInf);
-        }
-        panel.highest[j] = max(panel.highest[j], s);
-        store(at, s);
-      }
+    if (!ruled && !bounded && keys >= kStep) {
+      scale_scores<NV>(scores, rule.scale, panel, [](F s, int, int) __attribute__((always_inline)) { return s; });
+    } else if (rule.lane_bias != nullptr && rule.key_bias == nullptr && rule.cap == 0 && !bounded && keys >= kStep) {
+      const float* bias = rule.lane_bias + static_cast<size_t>(row0) * NV * kLanes;
+      scale_scores<NV>(scores, rule.scale, panel, [&](F s, int i, int j) __attribute__((always_inline)) {
+        return biased(s, load<F>(bias + (i * NV + j) * kLanes));
+      });
+    } else {
+      scale_scores<NV>(scores, rule.scale, panel, [&](F s, int i, int j) __attribute__((always_inline)) {
+        if (rule.cap != 0) s = tanh(s) * rule.cap;
+        return i < keys ? rule_score<NV>(s, rule, row0 + i, j, panel, bounded) : splat(kMinusInf);
+      });
     }
     if (panel.fresh) start_panel<NV>(panel);
-    const bool far = panel.far;
-    const auto exponent = [&](F s, int j) {
-      const F reference = panel.reference[j];
-      return __builtin_expect(far, 0) ? far_exponent<DotBf16>(s, reference) : s * 2.0f - (reference + reference);
-    };
-    for (int i = 0; i < kStep; i += 2) {
-      for (int j = 0; j < NV; ++j) {
-        const float* at = scores + (i * NV + j) * kLanes;
-        const F a = exp2<kDegree>(exponent(load<F>(at), j)), b = exp2<kDegree>(exponent(load<F>(at + NV * kLanes), j));
-        panel.sum[j] += a + b;  // before rounding, as in emit
-        store(p + (static_cast<size_t>(i / 2) * NV + j) * kLanes, pair(a, b));
-      }
+    F reference[NV];
+    if (__builtin_expect(panel.far, 0)) {
+      SGL_UNROLL for (int j = 0; j < NV; ++j) reference[j] = panel.reference[j];
+      weigh_scores<NV>(scores, panel, p, [&](F s, int j) __attribute__((always_inline)) {
+        return far_exponent<DotBf16>(s, reference[j]);
+      });
+    } else {
+      SGL_UNROLL for (int j = 0; j < NV; ++j) reference[j] = panel.reference[j] + panel.reference[j];
+      weigh_scores<NV>(scores, panel, p, [&](F s, int j) __attribute__((always_inline)) {
+        return s * 2.0f - reference[j];
+      });
     }
   }
 

@@ -84,7 +84,8 @@ void apply_channels_first(const Request& r, int64_t n, int64_t channel, const Ac
   const float gain = (r.weight.empty() ? 1.0f : r.weight[channel]) * statistics.inverse(r.eps);
   const float shift = (r.bias.empty() ? 0.0f : r.bias[channel]) + statistics.correction(gain);
   const int64_t offset = (channel * r.positions + begin) * r.item();
-  kernels().channel({r.dtype, r.activation, r.stream, r.x + n * r.from.batch_step + offset, r.out + n * r.to.batch_step + offset,
+  const char* from = r.x + n * r.from.batch_step + offset;
+  kernels().channel({r.dtype, r.activation, r.stream, from, r.out + n * r.to.batch_step + offset,
                      end - begin, statistics.rounded_mean(), gain, shift});
 }
 

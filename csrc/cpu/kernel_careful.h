@@ -7,11 +7,17 @@ namespace sgl_kernels {
 namespace SGL_ISA {
 
 // Sums of squares (eps included) between these are as good as in wider arithmetic; the ends are where squares of fp32
-// overflow, and where they lose digits: only a very small eps leads there. NaN is outside as well.
+// overflow, and where they lose digits: only a very small eps leads there. NaN is outside as well. One comparison of
+// bits says all that: it is asked for every row.
 constexpr float kLeastSquare = 0x1p-80f;
 SGL_INLINE bool is_ordinary(float mean_square) {
-  return mean_square >= kLeastSquare && mean_square < __builtin_inff();
+  constexpr uint32_t least = __builtin_bit_cast(uint32_t, kLeastSquare);
+  constexpr uint32_t end = __builtin_bit_cast(uint32_t, __builtin_inff());
+  return __builtin_bit_cast(uint32_t, mean_square) - least < end - least;
 }
+
+// The same of 1 / sqrt(mean_square).
+SGL_INLINE bool is_ordinary_inverse(float inverse) { return inverse > 0.0f && inverse <= 0x1p40f; }
 
 // Calls f(value, index in a prepared array) for each element of a row, in order.
 template <class T, class Function>

@@ -87,7 +87,6 @@ SGL_INLINE void row_sums(const Source* const (&x)[rows], int64_t dim, const floa
 // whole mean to the offset would save the subtraction, and make 6e-3 of a constant row of 100 at eps = 1e-6.)
 struct RowStatistics {
   float centre = 0.0f, inverse = 0.0f, offset = 0.0f;
-  bool ordinary = true;
 };
 
 // fp32 rows get the corrected two-pass algorithm: at a mean of 100 deviations, half a unit of the mean's last place
@@ -96,7 +95,8 @@ template <class T>
 constexpr Sum kDeviations = kHalf<T> ? Sum::squares : Sum::deviations;
 
 // Rows are read once from memory and then from the first-level cache: the caller picks `rows` so. With `wide`, room for
-// padded(dim) floats a row, the later readings find there what the first one converted. False: some row is not ordinary.
+// padded(dim) floats a row, the later readings find there what the first one converted. False: some row is not
+// ordinary; its statistics say which (is_ordinary_inverse), and nothing else.
 template <Norm norm, class T, int rows>
 SGL_INLINE bool statistics(const T* const (&x)[rows], int64_t dim, float eps, float* const* wide,
                            RowStatistics (&out)[rows]) {
@@ -125,14 +125,13 @@ SGL_INLINE bool statistics(const T* const (&x)[rows], int64_t dim, float eps, fl
   for (int r = 0; r < rows; ++r) {
     const float correction = total[r].first / count;
     float mean_square = total[r].squares / count;
-    if (norm == Norm::layer && mean_square < __builtin_inff()) {  // beyond, the difference would be inf - inf
+    if constexpr (norm == Norm::layer) {
       mean_square -= correction * correction;
     }
     out[r].centre = centre[r];
     out[r].inverse = 1.0f / square_root(mean_square + eps);
     out[r].offset = -correction * out[r].inverse;
-    out[r].ordinary = is_ordinary(mean_square + eps);
-    ordinary &= out[r].ordinary;
+    ordinary &= is_ordinary(mean_square + eps);
   }
   return ordinary;
 }
@@ -204,16 +203,24 @@ constexpr int64_t kWideFloats = 4096;
 template <class T>
 constexpr bool kKeepsWide = kHalf<T> && !kEvenOdd<T> && kLanes < 16;
 
-// Each row by itself, where one of them is not ordinary.
+template <class T, int rows>
+struct Rows {
+  const T* x[rows];
+  T* out[rows];
+};
+
+// Each row by itself, where one of them is not ordinary. What it needs comes by value or is found again, so that the
+// usual way keeps everything in registers: statistics that are also written down cost it 1 to 3 %.
 template <Norm norm, bool shifted, class T, int rows>
-__attribute__((noinline)) static void apply_carefully(const T* const (&x)[rows], T* const (&out)[rows],
-                                                      const RowStatistics (&row_statistics)[rows],
-                                                      const Ahead<T>& ahead, const NormArgs& args) {
+__attribute__((noinline)) static void normalise_carefully(Rows<T, rows> block, const NormArgs& args) {
+  RowStatistics found[rows];
+  statistics<norm>(block.x, args.dim, args.eps, nullptr, found);
+  const Ahead<T> nothing = {block.x[0], nullptr, 0, 0};
   for (int r = 0; r < rows; ++r) {
-    if (row_statistics[r].ordinary) {
-      apply<norm, shifted, T, 1>(x + r, out + r, row_statistics + r, r, ahead, args);
+    if (is_ordinary_inverse(found[r].inverse)) {
+      apply<norm, shifted, T, 1>(block.x + r, block.out + r, found + r, 0, nothing, args);
     } else {
-      careful_row(x[r], out[r], args);
+      careful_row(block.x[r], block.out[r], args);
     }
   }
 }
@@ -222,6 +229,14 @@ template <Norm norm, bool shifted, class T, int rows>
 SGL_INLINE void normalise(const T* const (&x)[rows], T* const (&out)[rows], const Ahead<T>& ahead,
                           const NormArgs& args) {
   RowStatistics row_statistics[rows];
+  const auto carefully = [&]() __attribute__((always_inline)) {
+    Rows<T, rows> block;
+    for (int r = 0; r < rows; ++r) {
+      block.x[r] = x[r];
+      block.out[r] = out[r];
+    }
+    normalise_carefully<norm, shifted>(block, args);
+  };
   if constexpr (kKeepsWide<T>) {
     if (rows * padded(args.dim) <= kWideFloats) {
       alignas(64) float memory[kWideFloats];
@@ -229,8 +244,8 @@ SGL_INLINE void normalise(const T* const (&x)[rows], T* const (&out)[rows], cons
       for (int r = 0; r < rows; ++r) {
         wide[r] = memory + r * padded(args.dim);
       }
-      if (!statistics<norm>(x, args.dim, args.eps, wide, row_statistics)) {
-        apply_carefully<norm, shifted>(x, out, row_statistics, ahead, args);
+      if (__builtin_expect(!statistics<norm>(x, args.dim, args.eps, wide, row_statistics), 0)) {
+        carefully();
         return;
       }
       apply_all<norm, shifted>(wide, out, row_statistics, ahead, args);
@@ -238,7 +253,7 @@ SGL_INLINE void normalise(const T* const (&x)[rows], T* const (&out)[rows], cons
     }
   }
   if (__builtin_expect(!statistics<norm>(x, args.dim, args.eps, nullptr, row_statistics), 0)) {
-    apply_carefully<norm, shifted>(x, out, row_statistics, ahead, args);
+    carefully();
     return;
   }
   apply_all<norm, shifted>(x, out, row_statistics, ahead, args);

@@ -116,7 +116,7 @@ SGL_INLINE void rope_block(const RopeArgs& args, int64_t head, bool past_caches)
     if (__builtin_expect(!statistics<Norm::rms>(x, args.dim, args.eps, nullptr, row_statistics), 0)) {
       for (int h = 0; h < heads; ++h) {
         double mean;
-        if (!row_statistics[h].ordinary) {
+        if (!is_ordinary_inverse(row_statistics[h].inverse)) {
           row_statistics[h].inverse =
               static_cast<float>(careful_inverse(x[h], args.dim, args.eps, Norm::rms, &mean));
         }

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgl_kernels.backends._torch_checks import is_traced, may_look
+from sgl_kernels.backends._torch_checks import is_traced, may_look, watching
 from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.ops._modulation import aligned
 from sgl_kernels.ops.activation import reference as activation
@@ -57,9 +57,9 @@ def _layer(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, ex
 
 
 def _near(mean: Tensor, rstd: Tensor, far: float) -> bool:
-    """Whether every mean lies within `far` deviations of 0. Their length says so for all but many or distant rows."""
-    deviations = mean.detach() * rstd.detach()
-    return float(torch.linalg.vector_norm(deviations)) < far or float(deviations.abs_().amax()) < far
+    """Whether every mean lies within `far` deviations of 0; not where one is NaN."""
+    low, high = torch.aminmax((mean * rstd).detach())
+    return -far < float(low) and float(high) < far
 
 
 def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> Tensor:
@@ -95,6 +95,8 @@ def _group(
     """torch's group norm; `exact` where x came in float32."""
     if is_traced() or eps < norm.TINY:
         return norm.group_norm(x, num_groups, weight, bias, eps)
+    if exact and _is_last(x) and x.device.type == "cpu" and not watching(x, weight, bias):
+        return _group_last(x, num_groups, weight, bias, eps)
     if exact and x.is_contiguous() and may_look(x, weight, bias):
         batch, channels = x.shape[:2]
         size = x.numel() // (batch * channels)
@@ -105,6 +107,36 @@ def _group(
         groups = x.unflatten(1, (num_groups, -1))
         x = _centred(groups, tuple(range(2, groups.ndim))).flatten(1, 2)
     return F.group_norm(x, num_groups, weight, bias, eps)
+
+
+def _is_last(x: Tensor) -> bool:
+    """Whether x has its channels last and more than one of them."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    return last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=last)
+
+
+def _group_last(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Group norm with channels last, out of means over whole planes: torch walks only those fast in this order.
+
+    Its own kernel takes the squared mean from the mean square, in one chain over a plane: 4e-6 off at 256 x 256 without
+    any mean, 1e-5 at 1.5 deviations, and lost at 1e3. This way errs by 6e-8 and takes 3 to 4 times as long; the copy in
+    another order that a gradient wants (backward of this is a fifth slower) takes 17 to 23 times.
+    """
+    batch, channels = x.shape[:2]
+    plane = (1,) * (x.ndim - 2)
+
+    def of_group(t: Tensor) -> Tensor:
+        means = t.mean(tuple(range(2, t.ndim)))
+        wide = means.unflatten(1, (num_groups, -1)).mean(-1, keepdim=True)
+        return wide.expand(-1, -1, channels // num_groups).reshape(batch, channels, *plane)
+
+    x = x - of_group(x.detach())  # a constant to the gradient, as in _centred
+    left = of_group(x)  # what rounding took from the mean
+    gain = torch.rsqrt(of_group(x * x) - left * left + eps)
+    if weight is not None:
+        gain = gain * weight.view(-1, *plane)
+    shift = -left * gain
+    return x * gain + (shift if bias is None else shift + bias.view(-1, *plane))
 
 
 def _laid_out_like(y: Tensor, x: Tensor) -> Tensor:

@@ -39,3 +39,14 @@ def test_a_large_mean_costs_no_digit(rows, dim, mean, name):
         found.append((out.detach(), *torch.autograd.grad((out * upstream).sum(), used)))
     for mine, right in zip(*found, strict=True):
         assert error(mine, right) < 3e-6
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.5, 1e3])
+@pytest.mark.parametrize("shape", [(2, 8, 9, 7), (1, 4, 384, 384), (1, 4, 3, 5, 6)])
+def test_channels_last_cost_the_floor_no_digit(shape, mean):
+    torch.manual_seed(0)
+    last = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    x = (torch.randn(shape) + mean).to(memory_format=last)
+    want = reference.group_norm(x.double(), 2)
+    out = sgl_kernels.group_norm(x, 2, backend="torch_sdpa")
+    assert error(out, want) < 5e-7 and out.stride() == x.stride()
