@@ -77,7 +77,7 @@ def tiny_config(cls: Any) -> Any:
         small = _small(name, value)
         if small is not None and not name.startswith("_"):
             given[name] = small
-    if getattr(whole, "head_dim", 0) is None:
+    if vars(whole).get("head_dim", 0) is None:
         given["head_dim"] = given.get("hidden_size", 32) // given.get("num_attention_heads", 4)
     if isinstance(whole_heads := getattr(whole, "num_heads", None), (list, tuple)) and "embed_dim" in given:
         given["num_heads"] = [2] * len(whole_heads)
@@ -119,6 +119,7 @@ def _fit_rope(config: Any) -> None:
 def _fewer(given: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """All of it, then without what a configuration may refuse."""
     yield given
+    yield {n: v for n, v in given.items() if n not in UNSET}
     yield {n: v for n, v in given.items() if not n.endswith("token_id")}
     for left_out in given:
         yield {n: v for n, v in given.items() if n != left_out}

@@ -190,6 +190,8 @@ SPECIFIC: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"num_hidden_layers": 3},
     "pvt": {"image_size": 64},
     "markuplm": dict(max_xpath_tag_unit_embeddings=256, max_xpath_subs_unit_embeddings=1024),
+    "nemotron": {"num_key_value_heads": 2},
+    "step3p5": {"sliding_window": 3},
     "sam2_vision_model": {"backbone_channel_list": [128, 64, 32, 16]},
     "hubert": SPEECH,
     "wav2vec2": SPEECH,
