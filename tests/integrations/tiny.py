@@ -17,7 +17,7 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 0:
+            if parameter.ndim == 0 or not parameter.numel():
                 continue
             if parameter.ndim == 1:
                 parameter.copy_(noise * 0.2 + (1.0 if name.endswith("weight") else 0.0))

@@ -10,7 +10,7 @@ import sgl_kernels
 
 _outcomes: dict[str, str] = {}
 
-if os.environ.get("SGL_KERNELS_PEER_INSTALL"):
+if os.environ.get("SGL_KERNELS_PEER_HOW") == "torch":
     sgl_kernels.install("torch")
 
 

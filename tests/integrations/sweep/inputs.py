@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ def run(model: nn.Module, inputs: Inputs) -> Any:
 def candidates(model: Any, config: Any) -> Iterator[Inputs]:
     """Guesses, the fullest first."""
     accepted = inspect.signature(model.forward).parameters
-    text = _text(accepted)
+    text = _text(accepted) | {name: make(config) for name, make in KNOWN.items() if name in accepted}
     images = list(_images(accepted, config))
     for image in images:
         yield from _with_images(model, config, text, image)
@@ -46,6 +46,10 @@ def candidates(model: Any, config: Any) -> Iterator[Inputs]:
     extra = {n: _r(2, 7, width) for n in needed if n not in text}
     if text or extra:
         yield text | extra
+        if len(extra) == 1:
+            yield text | {n: value.mT for n, value in extra.items()}  # channels first
+        if "use_cache" in accepted:
+            yield text | extra | {"use_cache": False}
         if "encoder_hidden_states" in accepted:
             yield text | extra | {"encoder_hidden_states": _r(2, 5, width)}
         if "token_type_ids" in accepted and "input_ids" in text:
@@ -58,6 +62,28 @@ def candidates(model: Any, config: Any) -> Iterator[Inputs]:
 
 def _r(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def _ones(config: Any) -> Tensor:
+    return torch.ones(2, 7, dtype=torch.long)
+
+
+KNOWN: dict[str, Callable[[Any], Tensor]] = {
+    "qformer_input_ids": _ones,
+    "task_inputs": lambda config: torch.ones(2, _value(config, 77, "task_seq_len"), dtype=torch.long),
+    "states": lambda config: _r(2, 7, _value(config, 17, "state_dim")),
+    "actions": lambda config: _r(2, 7, _value(config, 4, "act_dim")),
+    "rewards": lambda config: _r(2, 7, 1),
+    "returns_to_go": lambda config: _r(2, 7, 1),
+    "timesteps": lambda config: torch.arange(7).expand(2, 7),
+    "visual_feats": lambda config: _r(2, 5, _value(config, 32, "visual_feat_dim")),
+    "visual_pos": lambda config: _r(2, 5, _value(config, 4, "visual_pos_dim")),
+    "image_embeds_position_mask": lambda config: (torch.arange(7) < 3).long().expand(2, 7),
+    "image_attention_mask": lambda config: torch.ones(2, 7, 2, dtype=torch.long),
+    "merge_sizes": lambda config: torch.ones(2, dtype=torch.long),
+    "target_sizes": lambda config: torch.tensor([[4, 4], [4, 4]]),
+}
+"""Inputs whose name says what they are."""
 
 
 def _text(accepted: Any) -> Inputs:
@@ -166,7 +192,14 @@ def _signals(name: str, config: Any) -> Iterator[Tensor]:
         yield _r(2, frames, 3, size, size)
         return
     bins = _value(
-        config, 16, "num_mel_bins", "feature_projection_input_dim", "n_mels", "input_dim", "feature_size"
+        config,
+        16,
+        "num_mel_bins",
+        "feature_projection_input_dim",
+        "n_mels",
+        "input_dim",
+        "feature_size",
+        "input_feat_per_channel",
     )
     length = _value(config, 64, "max_length", "max_source_positions")
     if name == "input_values":

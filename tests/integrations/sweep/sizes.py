@@ -39,7 +39,7 @@ SIZES: tuple[tuple[str, int], ...] = (
     ),
     (r"(num_experts|n_routed_experts|num_local_experts|moe_num_experts|index_topk|zero_expert_num)", 4),
     (r"(num_experts_per_tok|moe_k|moe_topk|num_selected_experts|num_experts_per_token|experts_per_token)", 2),
-    (r"n_group", 1),
+    (r"(n_group|num_expert_group)", 1),
     (r"topk_group", 1),
     (r"(image_size|pretrain_image_size)", 16),
     (r"patch_size", 4),
@@ -55,6 +55,12 @@ SIZES: tuple[tuple[str, int], ...] = (
 """Sizes of integers."""
 
 SPECIAL = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
+UNSET: dict[str, Any] = dict(
+    vocab_size=99, n_routed_experts=4, num_experts_per_tok=2, image_token_id=95, image_token_index=95,
+    mlp_layer_types=["dense", "sparse"],
+)  # fmt: skip
+"""What is None by default, and that some model cannot do without."""
+ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
 RESNET: dict[str, Any] = dict(
     model_type="resnet", embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], out_features=["stage4"]
 )  # fmt: skip
@@ -140,7 +146,12 @@ SPECIFIC: dict[str, dict[str, Any]] = {
     "align": {"projection_dim": 80},
     "layoutlmv3": {"coordinate_size": 6, "shape_size": 4},
     "lilt": {"hidden_size": 48, "channel_shrink_ratio": 4},
-    "reformer": {"axial_pos_shape": [8, 8], "axial_pos_embds_dim": [16, 16], "num_buckets": 2},
+    "reformer": {
+        "axial_pos_shape": [8, 8],
+        "axial_pos_embds_dim": [16, 16],
+        "num_buckets": 2,
+        "is_decoder": True,
+    },
     "sam_hq_vision_model": {"image_size": 64},
     "sam2_hiera_det_model": {
         "hidden_size": 16,
@@ -152,7 +163,7 @@ SPECIFIC: dict[str, dict[str, Any]] = {
     "vibevoice_acoustic_tokenizer_encoder": TOKENIZER,
     "vibevoice_acoustic_tokenizer_decoder": TOKENIZER,
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
-    "hunyuan_v1_dense": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}},
+    "hunyuan_v1_dense": {"rope_parameters": ROPE},
     "gemma3n_text": {"num_kv_shared_layers": 0, "vocab_size_per_layer_input": 99},
     "gemma4_unified_text": {"num_kv_shared_layers": 0, "vocab_size_per_layer_input": 99},
     "dac": {"codebook_size": 64},
@@ -160,6 +171,28 @@ SPECIFIC: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 4},
     "gptj": {"rotary_dim": 4},
     "encodec": {"num_filters": 8, "hidden_size": 32, "codebook_size": 32},
+    "mamba2": dict(num_heads=8, head_dim=8, n_groups=2, state_size=16, chunk_size=8),
+    "vjepa2": dict(crop_size=16, frames_per_clip=4),
+    "xmod": {"default_language": "en_XX"},
+    "bailing_hybrid": {"topk_group": 1},
+    "cohere_compass_text": {"rope_parameters": dict.fromkeys(("full_attention", "sliding_attention"), ROPE)},
+    "granite4_vision": dict(deepstack_layer_map=[[-1, 0]], spatial_target_layers=[0, 0, 0, 0]),
+    "qwen4_exp_text": dict(
+        indexer_n_heads=4, indexer_kv_heads=1, indexer_head_dim=8, indexer_budget=4, indexer_compress_ratio=2
+    ),
+    "bros": {"hidden_size": 128},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
+    "mobilebert": dict(embedding_size=32, intra_bottleneck_size=32),
+    "moonshine": dict(encoder_num_key_value_heads=4, decoder_num_key_value_heads=4),
+    "mimi": {"vector_quantization_hidden_dimension": 32},
+    "kosmos-2": {"latent_query_num": 3},
+    "speech_to_text": dict(conv_channels=32, input_feat_per_channel=16),
+    "recurrent_gemma": {"num_hidden_layers": 3},
+    "pvt": {"image_size": 64},
+    "markuplm": dict(max_xpath_tag_unit_embeddings=256, max_xpath_subs_unit_embeddings=1024),
+    "nemotron": {"num_key_value_heads": 2},
+    "step3p5": {"sliding_window": 3},
+    "sam2_vision_model": {"backbone_channel_list": [128, 64, 32, 16]},
     "hubert": SPEECH,
     "wav2vec2": SPEECH,
     "wav2vec2-conformer": SPEECH,
