@@ -86,7 +86,7 @@ def _attend(
                 bias = bias.to(tl.float32)
                 scores += bias
                 # A sum below the type is low, not hidden.
-                scores = tl.maximum(scores, LOWEST, propagate_nan=tl.PropagateNan.ALL)
+                scores = tl.where(scores < LOWEST, LOWEST, scores)
                 scores = tl.where(bias == float("-inf"), float("-inf"), scores)
             if MASK == BOOL_MASK:
                 seen = _load(mask_head + mask_offsets, rows[:, None] < seq_q, exists[None, :], True, EDGE)
