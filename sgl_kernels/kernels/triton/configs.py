@@ -105,7 +105,7 @@ ATTENTION: dict[str, dict[str, tuple[A | None, A | None, A | None]]] = {
     "cdna": {
         "half": (A(128, 64, 4, 2), A(128, 64, 4, 2), A(128, 32, 8, 1)),
         "masked": (A(128, 32, 8, 2), A(128, 32, 8, 2), A(64, 32, 4, 2)),
-        "fp32": (A(64, 32, 4, 1), A(64, 32, 4, 1), None),
+        "fp32": (A(64, 32, 8, 1), A(64, 16, 4, 1), None),
     },
     # RX 7000, 256 registers and WMMA operands held twice: small tiles, and none without spills at head dim 256.
     "rdna": {
