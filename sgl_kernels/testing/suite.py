@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch
 
 import sgl_kernels  # noqa: F401 - defines the ops
-from sgl_kernels.core.implementation import Implementation
+from sgl_kernels.backend import Implementation, Rejected
 from sgl_kernels.core.registry import Registry, registry
-from sgl_kernels.core.verdict import Rejected
 from sgl_kernels.tools.parity import Cell, matrix, run_cell
 
 

@@ -6,10 +6,7 @@ bound. What it cannot honour it rejects with a reason; nothing is ignored.
 
 from __future__ import annotations
 
-from sgl_kernels.core.implementation import Implementation
-from sgl_kernels.core.requires import FLOATS, Requires
-from sgl_kernels.core.verdict import Reason, Rejected
-from sgl_kernels.ops.attention.spec import AttentionFacts
+from sgl_kernels.backend import FLOATS, AttentionFacts, Implementation, Reason, Rejected, Requires
 
 
 def _load_attention(config):
