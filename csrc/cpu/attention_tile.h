@@ -46,6 +46,7 @@ struct DotCareful : DotF32 {
   static constexpr bool kCareful = true;
 };
 constexpr float kCarefulShift = 32.0f;
+constexpr float kLowestExponent = -0x1p100f;
 constexpr float kLeastWeight = 0x1p-126f;
 
 template <class Dot>
@@ -128,10 +129,13 @@ SGL_INLINE void start_panel(Panel& panel) {
 }
 
 // A score's exponent relative to a reference that may be far: no intermediate overflows that the result does not.
+// Careful ones stay finite, so that a score as low as float32 goes is not taken for a hidden key.
 template <class Dot>
 SGL_INLINE F far_exponent(F score, F reference) {
   const F t = score - reference;
-  return Dot::kCareful ? t + t - splat(kCarefulShift) : t + t;
+  if constexpr (!Dot::kCareful) return t + t;
+  const F low = max(splat(kLowestExponent), t);
+  return score == splat(kMinusInf) ? score : low + low - splat(kCarefulShift);
 }
 
 template <class Dot, int NV>

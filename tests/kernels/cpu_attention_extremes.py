@@ -13,7 +13,7 @@ from tests.kernels.cpu_attention import ALIGNMENTS, DTYPES, INF, ROUNDING, Call,
 
 LOWEST = torch.finfo(torch.float32).min
 LARGEST = {torch.float32: 1e18, torch.bfloat16: 1e18, torch.float16: 6e4}
-"""Of q and k, so that their product is a float32."""
+"""Of q and k, so that their product over 256 channels is a float32."""
 ENDLESS = (2**31 - 2, 2**31 - 1, 2**31, 2**40, sys.maxsize)
 
 
@@ -30,8 +30,7 @@ def random_extreme(rng: random.Random) -> Call:
     call.k, call.v = call.k.contiguous(), call.v.contiguous()
     if rng.random() < 0.3:
         size = rng.choice((1e3, LARGEST[dtype]))
-        most = torch.finfo(dtype).max
-        call.q, call.k = ((t.float() * size).clamp(-most, most).to(dtype) for t in (call.q, call.k))
+        call.q, call.k = ((t / peak_of(t) * size).to(dtype) for t in (call.q.double(), call.k.double()))
     if rng.random() < 0.4:
         size = 1e4 if dtype is torch.float16 else rng.choice((1e20, 1e30, 3e37))
         call.v = (call.v.float() * size).to(dtype)
@@ -42,6 +41,10 @@ def random_extreme(rng: random.Random) -> Call:
         if rng.random() < 0.8:  # else rows that see it become NaN
             call.mask = ~junk if rng.random() < 0.5 else torch.zeros(full[3]).masked_fill(junk, -INF)
     return call
+
+
+def peak_of(t: Tensor) -> float:
+    return max(1.0, float(t.abs().max())) if t.numel() else 1.0
 
 
 def lowest_mask(rng: random.Random, full: tuple[int, ...]) -> Tensor:
@@ -82,9 +85,9 @@ def scores_of(call: Call) -> tuple[Tensor, Tensor]:
 
 
 def judge_extreme(call: Call, out: Tensor, tolerance: float | None = None) -> None:
-    """Each row within what its scores' rounding explains; NaN only where a visible key or q brings it.
+    """Each row within what its scores' rounding explains; NaN only where a visible key or q brings it, and then always.
 
-    `tolerance`: of the largest value, for results that are near by design.
+    `tolerance`: of the largest value, for results that are near by design. Those may lose what a key of weight 0 holds.
     """
     assert not out.isnan().all() or not out.numel() or call.k.isnan().any() or call.v.isnan().any(), str(call)
     if out.numel() == 0 or call.k.shape[1] == 0:
@@ -98,11 +101,12 @@ def judge_extreme(call: Call, out: Tensor, tolerance: float | None = None) -> No
     spoilt = (scores.isnan() | bad).any(-1)
     got = out.double().transpose(1, 2)
     assert not got[~spoilt].isnan().any(), f"NaN from nowhere: {call}"
-    assert not got[spoilt].isfinite().any(), f"what visible keys hold is lost: {call}"
     top = scores.nan_to_num(0.0, neginf=-INF).amax(-1, keepdim=True)
     top = top.masked_fill(top.isneginf(), 0.0)
     relative = (scores - top).masked_fill(hidden, -INF).nan_to_num(0.0, neginf=-INF)
     share = softmax(relative, relative)
+    sure = spoilt if tolerance is None else spoilt & (scores.isnan() | bad & (share > 1e-30)).any(-1)
+    assert not got[sure].isfinite().any(), f"what visible keys hold is lost: {call}"
     low, high = softmax(relative - doubt, relative + doubt), softmax(relative + doubt, relative - doubt)
     v = v.nan_to_num(0.0, 0.0, 0.0)
     want = share @ v

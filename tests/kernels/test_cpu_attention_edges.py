@@ -138,6 +138,20 @@ def test_what_hidden_keys_hold(
     assert_near(sage(q, k, v, mask), want, 0.04)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("rows", "keys"), SHAPES)
+@pytest.mark.parametrize("junk", (torch.nan, torch.inf))
+def test_a_key_of_the_lowest_bias_is_seen(dtype: torch.dtype, rows: int, keys: int, junk: float) -> None:
+    """Its weight rounds to 0, and 0 times what is no number is none."""
+    q, k, v = inputs(rows, keys, dtype)
+    v[:, keys // 3] = junk
+    mask = torch.zeros(1, 1, rows, keys)
+    mask[..., keys // 3] = LOWEST
+    assert not exact(q, k, v, mask)[0].isfinite().any()
+    mask[..., keys // 3] = -torch.inf
+    assert exact(q, k, v, mask)[0].isfinite().all()
+
+
 @pytest.mark.parametrize(("rows", "keys"), SHAPES)
 def test_large_hidden_keys_do_not_set_the_scales(rows: int, keys: int) -> None:
     q, k, v = inputs(rows, keys, torch.float32)
