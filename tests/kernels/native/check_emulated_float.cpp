@@ -30,6 +30,7 @@ void floats() {
   CHECK(float, "fmadd_ps", _mm512_fmadd_ps(a, b, c), std::fma(A(i), B(i), C(i)));
   CHECK(float, "mask_mul_ps", _mm512_mask_mul_ps(c, k, a, b), on(i) ? A(i) * B(i) : C(i));
   CHECK(float, "maskz_mul_ps", _mm512_maskz_mul_ps(k, a, b), on(i) ? A(i) * B(i) : 0.0f);
+  CHECK(float, "mask_max_ps", _mm512_mask_max_ps(c, k, a, b), on(i) ? maximum(A(i), B(i)) : C(i));
   CHECK(float, "mask_mov_ps", _mm512_mask_mov_ps(c, k, a), on(i) ? A(i) : C(i));
 
   auto rest = [](float x, double whole, float zero) {

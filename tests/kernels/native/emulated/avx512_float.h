@@ -123,6 +123,10 @@ SGL_EMULATED __m512 _mm512_mask_mov_ps(__m512 other, __mmask16 k, __m512 a) {
   return emulated::choose<uint32_t>(k, a, other);
 }
 
+SGL_EMULATED __m512 _mm512_mask_max_ps(__m512 other, __mmask16 k, __m512 a, __m512 b) {
+  return emulated::choose<uint32_t>(k, _mm512_max_ps(a, b), other);
+}
+
 SGL_EMULATED __m512 _mm512_reduce_ps(__m512 a, int imm) {
   return emulated::each_float(a, [=](float x) { return emulated::reduced(x, imm); });
 }
