@@ -103,7 +103,7 @@ class OnnxRuntime:
         make = ort.InferenceSession
         try:
             return make(_model(node, False), self._options, providers=["CPUExecutionProvider"]), ""
-        except Exception:
+        except Exception:  # its errors have no common type; only bfloat16 has another way, all else is raised
             if node.outputs[0][1].dtype is not torch.bfloat16:
                 raise
         wide = make(_model(node, True), self._options, providers=["CPUExecutionProvider"])

@@ -11,14 +11,14 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.nn import Parameter
 
+from sgl_kernels.core.tensors import is_wrapped, open_modes
+
 SAFE_FORWARD, SAFE_BACKWARD = 1e30, 2.0**14
 """Scores up to here leave torch's kernel exact. It adds masks of finfo.min to them, and its backward computes weights
 as exp(score - lse): where |lse| swallows log(Sk) those of a row add up to Sk, and at 2^14 they err by 1e-3."""
 
 INF = float("inf")
 
-_is_functorch = torch._C._functorch.is_functorch_wrapped_tensor
-_modes = torch._C._len_torch_dispatch_stack
 _transform = torch._C._functorch.peek_interpreter_stack
 
 
@@ -26,7 +26,7 @@ def may_look(first: Tensor, *others: Tensor | None) -> bool:
     """Whether Python may branch on values: plain CPU tensors, outside of transforms, tracing and forward-mode AD."""
     if first.device.type != "cpu" or is_compiling() or forward_ad._current_level >= 0:
         return False
-    if _modes() or _transform() is not None:
+    if open_modes() or _transform() is not None:
         return False
     for t in (first, *others):  # noqa: SIM110 - a generator would be three quarters of this call
         if t is not None and type(t) is not Tensor and type(t) is not Parameter:
@@ -36,7 +36,9 @@ def may_look(first: Tensor, *others: Tensor | None) -> bool:
 
 def is_traced() -> bool:
     """Whether a tracer follows a derivative, on tensors without memory: torch's fused norms have no tangent there."""
-    return bool(_modes()) and (_transform() is not None or forward_ad._current_level >= 0 or is_compiling())
+    return bool(open_modes()) and (
+        _transform() is not None or forward_ad._current_level >= 0 or is_compiling()
+    )
 
 
 def watching(*tensors: Tensor | None) -> bool:
@@ -44,7 +46,7 @@ def watching(*tensors: Tensor | None) -> bool:
     if not torch.is_grad_enabled():
         return False
     for t in tensors:  # noqa: SIM110
-        if t is not None and (t.requires_grad or _is_functorch(t)):
+        if t is not None and (t.requires_grad or is_wrapped(t)):
             return True
     return False
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sgl_kernels.backends._torch_checks import largest, may_look, watching
+from sgl_kernels.backends._torch_checks import INF, largest, may_look, watching
 from sgl_kernels.ops.attention import reference
 
 SCORE_BUDGET_BYTES = 128 << 20
@@ -19,7 +19,6 @@ SCORE_BUDGET_BYTES = 128 << 20
 live at the peak: 8 heads of 6144 x 6144, 1.1 GiB of scores, grow the process by about 0.5 GiB."""
 MPS_LIMIT = 2**31
 """A score matrix of this many elements is silently wrong on MPS (ComfyUI issue 14837)."""
-INF = float("inf")
 
 
 def chunked(

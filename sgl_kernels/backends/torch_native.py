@@ -25,6 +25,7 @@ from sgl_kernels.backends._torch_checks import (
 from sgl_kernels.backends._torch_chunked import MPS_LIMIT, both, chunked
 from sgl_kernels.core.device import probe
 from sgl_kernels.core.implementation import Implementation
+from sgl_kernels.core.tensors import is_wrapped
 from sgl_kernels.ops.attention import reference
 
 _sdpa = F.scaled_dot_product_attention  # kept: integrations may replace the name in torch
@@ -56,8 +57,6 @@ def _materialises(
     choice: int = torch._fused_sdp_choice(q, k, v, mask, 0.0, is_causal, scale=scale, enable_gqa=grouped)
     return choice == 0
 
-
-_is_functorch = torch._C._functorch.is_functorch_wrapped_tensor
 
 FEW_KV_HEADS = 8
 """Below this many, cuDNN's SDPA corrupts its result on data-centre Blackwell, and it is torch's first choice there
@@ -129,7 +128,7 @@ def _on_device(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None
 ) -> Tensor | None:
     """SDPA where it has a fused kernel for the call, with K and V repeated if that is what it takes; else None."""
-    if _is_plain(q, k, v, mask) or q.__class__ is not Tensor or _is_functorch(q):
+    if _is_plain(q, k, v, mask) or q.__class__ is not Tensor or is_wrapped(q):
         return _fused(q, k, v, mask, causal, scale)
     group = q.shape[2] // k.shape[2]
     for repeat in dict.fromkeys((1, group)):  # the kernels with masks and float32 know no grouped heads

@@ -14,8 +14,8 @@ from torch.compiler import is_compiling, is_dynamo_compiling
 
 PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 functorch_active = torch._C._are_functorch_transforms_active
-_modes = torch._C._len_torch_dispatch_stack
-_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+open_modes = torch._C._len_torch_dispatch_stack
+is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def is_subclass(t: Any) -> bool:
@@ -34,7 +34,7 @@ def is_transformed(*tensors: Any) -> bool:
     if not functorch_active():
         return False
     # Dynamo knows that a transform is active, and cannot trace which tensors it wraps.
-    return is_dynamo_compiling() or any(isinstance(t, Tensor) and _is_wrapped(t) for t in tensors)
+    return is_dynamo_compiling() or any(isinstance(t, Tensor) and is_wrapped(t) for t in tensors)
 
 
 def carries_derivative(*tensors: Any) -> bool:
@@ -45,7 +45,7 @@ def carries_derivative(*tensors: Any) -> bool:
     """
     if functorch_active():
         return True
-    if forward_ad._current_level < 0 and not (is_compiling() or _modes()):
+    if forward_ad._current_level < 0 and not (is_compiling() or open_modes()):
         return False
     return any(isinstance(t, Tensor) and torch._unpack_dual(t, 0)[1] is not None for t in tensors)
 

@@ -43,12 +43,12 @@ def test_a_ratio_is_the_median_of_the_ratios_within_turns():
     assert ours.median == 1.0 and base.spread == (3.0, 5.0)
 
 
-def test_a_backend_that_writes_into_given_tensors_is_measured_so_too():
+def test_a_backend_that_writes_into_given_tensors_is_measured_so_too(require):
     case, dtype = small("rms_norm")
     row = bench.measure(registry.op("rms_norm"), case, dtype, device=CPU, ceilings=CEILINGS, options=QUICK)
     names = [c["name"] for c in row["candidates"]]
     if "cpu" not in names:
-        pytest.skip("the C++ extension is not built")
+        require.skip("cpu", "the C++ extension is not built")
     into = row["candidates"][names.index(f"cpu{bench.INTO}")]
     assert into["error"]["relative_l2"] < 1e-6 and into["vs_torch"] > 0
     table = report_performance.detail(
@@ -340,11 +340,11 @@ def test_an_interrupted_run_keeps_what_it_measured(tmp_path, monkeypatch):
     assert "interrupted" in done.stderr and len(bench_results.load(out)["results"]) == 1
 
 
-def test_the_extension_times_single_instructions():
+def test_the_extension_times_single_instructions(require):
     from sgl_kernels.kernels.cpu import loader
 
     if loader.load() is not None or not hasattr(torch.ops.sgl_kernels_cpu, "peak_gflops"):
-        pytest.skip("the C++ extension is not built")
+        require.skip("cpu", "the C++ extension is not built")
     assert torch.ops.sgl_kernels_cpu.peak_gflops(99) == 0.0
     rates = ceilings._from_extension()
     assert all(rate > 1.0 for rate in rates.values()) and set(rates) <= set(ceilings.INSTRUCTIONS)

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from sgl_kernels.core.dispatch import MAX_BOUND, bind, current
-from sgl_kernels.core.tensors import PLAIN_TYPES, carries_derivative
+from sgl_kernels.core.tensors import PLAIN_TYPES, carries_derivative, functorch_active, open_modes
 from sgl_kernels.core.torch_op import NAMESPACE
 from sgl_kernels.ops import _validate as validate
 from sgl_kernels.ops._fingerprint import for_kinds
@@ -119,8 +119,6 @@ _get_flash, _get_math = torch._C._get_flash_sdp_enabled, torch._C._get_math_sdp_
 _get_efficient, _get_cudnn = torch._C._get_mem_efficient_sdp_enabled, torch._C._get_cudnn_sdp_enabled
 _is_grad_enabled = torch.is_grad_enabled
 _has_function_mode = torch._C._is_torch_function_mode_enabled
-_count_dispatch_modes = torch._C._len_torch_dispatch_stack
-_is_functorch_active = torch._C._are_functorch_transforms_active
 _tracing_state = torch._C._get_tracing_state
 _keys_of = torch._C._dispatch_keys
 
@@ -129,8 +127,8 @@ def _is_nobody_watching() -> bool:
     """No mode, transform, trace or forward-mode level is active: they must see torch's own function."""
     return (
         forward_ad._current_level < 0
-        and not _count_dispatch_modes()
-        and not _is_functorch_active()
+        and not open_modes()
+        and not functorch_active()
         and _tracing_state() is None
         and not (_has_function_mode() and is_mode_watching())
     )
@@ -319,7 +317,7 @@ def _compiled(
         return None
     if dropout_p != 0.0 or not (scale is None or 0.0 < scale < _INFINITY):
         return None
-    if _is_functorch_active() or torch.is_autocast_enabled(query.device.type):
+    if functorch_active() or torch.is_autocast_enabled(query.device.type):
         return None
     if not (
         _get_flash() and _get_math() and (query.device.type == "cpu" or (_get_efficient() and _get_cudnn()))

@@ -8,11 +8,12 @@ from dataclasses import InitVar, dataclass, field, replace
 import torch
 from torch import Tensor
 
+from sgl_kernels.core.tensors import is_wrapped
+
 E2M1_MAX = 6.0
 E4M3_MAX = 448.0
 INFINITY = float("inf")
 PLAIN = (Tensor, torch.nn.Parameter)
-_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 LAYOUTS = ("linear", "swizzled_128x4", "swizzled_8x4", "trtllm_shuffled", "aiter_shuffled", "cpu_packed")
 
@@ -212,7 +213,7 @@ def scales_fault(
 def _readable(t: Tensor, anywhere: bool) -> bool:
     if not (t.is_cpu or (anywhere and not t.is_meta)) or type(t) not in PLAIN or not t.numel():
         return False
-    return not _is_wrapped(t)
+    return not is_wrapped(t)
 
 
 def ceil_to(n: int, multiple: int) -> int:
