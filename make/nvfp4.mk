@@ -13,4 +13,4 @@ $(AGREEMENT)/.ready: $(VENV)/.installed
 
 # FLASHINFER=path/to/utils_fp4.py adds flashinfer's reference, which is in its repository and not in its package.
 nvfp4-agreement: $(AGREEMENT)/.ready  ## compare the NVFP4 quantiser with five other libraries, to the bit
-	$(AGREEMENT)/bin/python benchmarks/nvfp4_agreement.py $(if $(FLASHINFER),--flashinfer $(FLASHINFER)) $(ARGS)
+	$(AGREEMENT)/bin/python -m benchmarks.nvfp4.agreement $(if $(FLASHINFER),--flashinfer $(FLASHINFER)) $(ARGS)

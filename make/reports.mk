@@ -27,7 +27,7 @@ bench: venv bench-dispatch  ## measure every benchmark case: benchmarks/results/
 	$(BIN)/sgl-kernels bench --compile --out $(RESULTS) $(BENCH_ARGS)
 
 bench-models: venv $(VENV)/.demo  ## measure whole models, stock against apply(): benchmarks/results/MACHINE/models.json
-	$(BIN)/python benchmarks/models.py --out $(RESULTS)
+	$(BIN)/python -m benchmarks.models --out $(RESULTS)
 
 bench-dispatch: venv  ## measure what a call costs before its kernel starts
 	$(BIN)/sgl-kernels bench dispatch --out $(RESULTS)

@@ -23,7 +23,7 @@ triton-parity: venv $(VENV)/.triton  ## our Triton kernels in the interpreter: e
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreted -q
 
 triton-aot: venv $(VENV)/.triton  ## compile our Triton kernels for eight GPUs and compare with the budgets
-	$(BIN)/python benchmarks/triton_aot.py
+	$(BIN)/python -m benchmarks.triton_aot
 
 triton-aot-update: venv $(VENV)/.triton  ## the same, and write the budgets
-	$(BIN)/python benchmarks/triton_aot.py --update
+	$(BIN)/python -m benchmarks.triton_aot --update

@@ -23,7 +23,7 @@ def main() -> None:
         json.dump(_about(options.device), sys.stdout)
         return
     task = Task(options.step, options.path, options)
-    importlib.import_module(f"benchmarks.gpu.{options.module}").run(task)
+    importlib.import_module(f"benchmarks.gpu.steps.{options.module}").run(task)
 
 
 def _about(device: str) -> dict[str, object]:

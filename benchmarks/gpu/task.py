@@ -107,7 +107,7 @@ class Task:
 
     def _alone(self, backend: str) -> dict[str, Any]:
         path = self.path.with_name(f"{self.path.name}.{backend}")
-        module = f"benchmarks.gpu.{self.name}"
+        module = f"benchmarks.gpu.steps.{self.name}"
         command = [
             sys.executable,
             "-m",

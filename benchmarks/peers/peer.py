@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-MODULES = {name: f"benchmarks.peers.{name}_peer" for name in ("zentorch", "openvino", "onnxruntime")}
+MODULES = {name: f"benchmarks.peers.adapters.{name}" for name in ("zentorch", "openvino", "onnxruntime")}
 OPS = ("attention", "rms_norm", "layer_norm", "gelu_tanh")
 """What at least one peer has as an operation of its own."""
 

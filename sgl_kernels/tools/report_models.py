@@ -1,4 +1,4 @@
-"""The section of docs/performance.md on whole models, from the file that benchmarks/models.py writes."""
+"""The section of docs/performance.md on whole models, from the file that benchmarks/models writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOTE = (
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A result file of benchmarks/models.py."""
+    """A result file of benchmarks/models."""
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return data
 

@@ -28,7 +28,7 @@ GOALS: tuple[tuple[int, str, str, float], ...] = (
 QUANTISE_GOAL = 12.0  # GB/s of bf16 input
 
 NOTE = (
-    "`python -m benchmarks.nvfp4_linear`. Ratios to `F.linear`, {clock}, one thread; up to 16 rows the weight comes "
+    "`python -m benchmarks.nvfp4.speed`. Ratios to `F.linear`, {clock}, one thread; up to 16 rows the weight comes "
     "from memory. Where a machine has no bf16 instructions, `F.linear` in bf16 is slow and the ratio to fp32 is the "
     "one to read. File `benchmarks/results/{folder}/nvfp4_linear.json`, measured {date}."
 )

@@ -149,7 +149,7 @@ KERNEL_WORDS = {
 
 
 def compiled(folder: Path, source: Registry) -> list[Evidence]:
-    """That our Triton kernels were compiled, from the budgets of every target (benchmarks/triton_aot.py)."""
+    """That our Triton kernels were compiled, from the budgets of every target (benchmarks/triton_aot)."""
     targets = {
         path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))
     }

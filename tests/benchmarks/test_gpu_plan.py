@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from benchmarks.gpu import docs, graphs, install, opcheck, parity, plan, present, sanitizer, speed, task
+from benchmarks.gpu import plan, task
 from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.steps import docs, graphs, install, opcheck, parity, present, sanitizer, speed
 from sgl_kernels.core.op import Op
 from sgl_kernels.tools import report_gpu, report_performance
 

@@ -1,4 +1,4 @@
-"""Our quantiser against vectors made by independent implementations (benchmarks/nvfp4_agreement.py made them)."""
+"""Our quantiser against vectors made by independent implementations (benchmarks/nvfp4/agreement.py made them)."""
 
 from __future__ import annotations
 

@@ -4,9 +4,9 @@ The real launchers run on empty CPU tensors with two substitutions: Triton's dri
 target, and a launch stops after compilation. So what is compiled is what would run, specialisation included. No GPU
 and no vendor driver are needed: ptxas, cuobjdump and the AMD assembler come inside Triton's wheel.
 
-    python benchmarks/triton_aot.py                      # everything, compared with the committed budgets
-    python benchmarks/triton_aot.py --update             # everything, and write the budgets
-    python benchmarks/triton_aot.py --target sm_90 --only attention
+    python -m benchmarks.triton_aot                      # everything, compared with the committed budgets
+    python -m benchmarks.triton_aot --update             # everything, and write the budgets
+    python -m benchmarks.triton_aot --target sm_90 --only attention
 """
 
 from __future__ import annotations
@@ -28,12 +28,9 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 from triton.runtime.jit import JITFunction
 
-ROOT = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT.parent))
+from benchmarks.triton_aot.cases import CASES
 
-from triton_aot_cases import CASES  # noqa: E402  (beside this file)
-
-RESULTS = ROOT / "results" / "triton_aot"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "triton_aot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +186,7 @@ def problems(target: str, found: dict[str, dict[str, Any]], budget: dict[str, di
             wrong.append(f"{target} {name}: no fp4 instruction; take the row out of configs_nvfp4.NATIVE")
         known = budget.get(name)
         if known is None:
-            wrong.append(
-                f"{target} {name}: not in the budget; run benchmarks/triton_aot.py --update and commit"
-            )
+            wrong.append(f"{target} {name}: not in the budget; run `make triton-aot-update` and commit")
         elif used["registers"] > known["registers"] or used["shared"] > known["shared"]:
             wrong.append(
                 f"{target} {name}: {used['registers']} registers and {used['shared']} bytes shared, the budget is "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.gpu.present import present
+from benchmarks.gpu.steps.present import present
 from benchmarks.gpu.task import Task
 from sgl_kernels.core.verdict import Reason
 from sgl_kernels.tools.parity import matrix, run_cell

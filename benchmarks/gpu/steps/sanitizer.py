@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.gpu.plan import IMPOSSIBLE
-from benchmarks.gpu.present import present
+from benchmarks.gpu.steps.present import present
 from benchmarks.gpu.task import Task, environment
 from sgl_kernels.core.registry import registry
 

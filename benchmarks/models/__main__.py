@@ -1,6 +1,6 @@
 """Whole models, stock against `sgl_kernels.apply`, in turns in one process: ratio of CPU time, and the error of both.
 
-    python benchmarks/models.py [--out FOLDER] [--only NAME ...] [--repeats N]
+    python -m benchmarks.models [--out FOLDER] [--only NAME ...] [--repeats N]
 
 Models are built from a configuration with random weights: two blocks of a diffusion transformer, or a small text
 model, at sizes where the time goes where it goes in the real ones. One thread and process CPU time, so that other

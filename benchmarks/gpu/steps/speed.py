@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.plan import write
-from benchmarks.gpu.present import DOWNLOADS, present
+from benchmarks.gpu.steps.present import DOWNLOADS, present
 from benchmarks.gpu.task import Task
 from sgl_kernels.core.device import probe
 from sgl_kernels.core.dispatch import Dispatcher

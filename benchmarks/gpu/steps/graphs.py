@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.present import present
+from benchmarks.gpu.steps.present import present
 from benchmarks.gpu.task import Task
 from sgl_kernels.core.dispatch import Dispatcher, activate
 from sgl_kernels.core.op import Op

@@ -1,6 +1,6 @@
 """NVFP4 linear layers and quantisation on this CPU against what torch offers, interleaved in one process.
 
-    python -m benchmarks.nvfp4_linear [--rows 1,16,256] [--seconds 4]
+    python -m benchmarks.nvfp4.speed [--rows 1,16,256] [--seconds 4]
 
 One thread, process CPU time (steady on a machine that others use), medians of rounds in which every candidate runs
 once; ratios are medians of per-round ratios. Small M rotates copies of the weight so that it comes from memory.
@@ -29,7 +29,7 @@ from sgl_kernels.ops.nvfp4.api import for_device
 from sgl_kernels.tools.bench_results import describe_machine, machine_slug
 from sgl_kernels.tools.doctor import versions
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COLD_BYTES = 64 << 20  # weight copies to rotate through at small M
 Run = Callable[[], Any]
 

@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 import torch
-from triton_aot_case import Case
 
+from benchmarks.triton_aot.case import Case
 from sgl_kernels.kernels.triton import configs_nvfp4 as configs
 from sgl_kernels.kernels.triton import nvfp4, nvfp4_quantize, nvfp4_scaled
 

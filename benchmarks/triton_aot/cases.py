@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 import torch
-from triton_aot_case import Case
-from triton_aot_nvfp4 import NVFP4_CASES
 
+from benchmarks.triton_aot.case import Case
+from benchmarks.triton_aot.cases_nvfp4 import NVFP4_CASES
 from sgl_kernels.kernels.triton import (
     activation,
     attention,

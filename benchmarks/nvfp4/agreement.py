@@ -25,12 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from sgl_kernels.ops.nvfp4 import reference
+from sgl_kernels.ops.nvfp4.layouts import swizzle_scales
 
-from sgl_kernels.ops.nvfp4 import reference  # noqa: E402
-from sgl_kernels.ops.nvfp4.layouts import swizzle_scales  # noqa: E402
-
+ROOT = Path(__file__).resolve().parents[2]
 VECTOR_ROWS = 8  # of each matrix, kept as test vectors
 
 

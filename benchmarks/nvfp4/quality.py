@@ -1,6 +1,6 @@
 """What 4 bits cost: the digit transformer and MiniLM with W4A16, W4A8 and W4A4 linear layers, against fp32.
 
-    python -m benchmarks.nvfp4_quality [--each 20]
+    python -m benchmarks.nvfp4.quality [--each 20]
 
 Writes benchmarks/results/nvfp4_quality.json and the table in docs/nvfp4.md. Every digit is drawn from the same noise,
 so PSNR compares pictures; the part read correctly is judged by examples/digits' reader, trained on real digits.
@@ -27,7 +27,7 @@ from sgl_kernels.integrations.checkpoints import load_checkpoint, save_checkpoin
 from sgl_kernels.integrations.nvfp4_linear import NVFP4Linear
 from sgl_kernels.integrations.quantize import quantize_model
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 MODES = {"W4A16": "bf16", "W4A8": "int8", "W4A4": "nvfp4"}
 BEGIN, END = "<!-- quality: begin -->\n", "<!-- quality: end -->\n"
 

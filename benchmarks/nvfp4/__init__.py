@@ -1,0 +1,1 @@
+"""NVFP4 beyond the kernels: agreement with other libraries, speed, quality, vendors' checkpoints."""
