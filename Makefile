@@ -45,7 +45,7 @@ lint: venv  ## ruff (format and lint), mypy strict, generated docs up to date
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/sgl-kernels docs --check
+	$(BIN)/python -m benchmarks.pages docs --check
 
 format: venv  ## rewrite the sources the way lint wants them
 	$(BIN)/ruff format .

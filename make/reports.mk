@@ -12,7 +12,7 @@ parity: venv  ## every op, case and dtype on every backend against float64: out/
 	$(BIN)/sgl-kernels parity --html out/parity.html
 
 support-matrix: venv  ## run the smoke cases of what fits this machine: docs/support-matrix.md
-	$(BIN)/sgl-kernels support-matrix
+	$(BIN)/python -m benchmarks.pages support-matrix
 
 # The tests put down what they show; Triton's run only where it is installed (make triton-parity).
 EVIDENCE := $(CURDIR)/build/evidence.jsonl
@@ -21,7 +21,7 @@ support-evidence: venv  ## run the proofs without a device and write them into d
 	SGL_KERNELS_EVIDENCE=$(EVIDENCE) $(BIN)/python -m pytest tests/backends tests/simulated -q -n 2
 	if $(BIN)/python -c "import triton" 2>/dev/null; then SGL_KERNELS_EVIDENCE=$(EVIDENCE) TRITON_INTERPRET=1 \
 	  $(BIN)/python -m pytest tests/ops/test_parity.py -k "/triton and bfloat16 or nvfp4 and /triton" -q -n 2; fi
-	$(BIN)/sgl-kernels support-matrix --no-run --evidence $(EVIDENCE)
+	$(BIN)/python -m benchmarks.pages support-matrix --no-run --evidence $(EVIDENCE)
 
 bench: venv bench-dispatch  ## measure every benchmark case: benchmarks/results/MACHINE/FAMILY.json
 	$(BIN)/sgl-kernels bench --compile --out $(RESULTS) $(BENCH_ARGS)
@@ -37,8 +37,8 @@ $(VENV)/.plot: $(VENV)/.ready
 	touch $@
 
 plots: venv $(VENV)/.plot  ## draw the committed results, one picture for each op family
-	$(BIN)/sgl-kernels plots
+	$(BIN)/python -m benchmarks.pages plots
 
 docs: venv  ## write the generated tables and docs/performance.md
-	$(BIN)/sgl-kernels docs
-	$(BIN)/sgl-kernels support-matrix --no-run
+	$(BIN)/python -m benchmarks.pages docs
+	$(BIN)/python -m benchmarks.pages support-matrix --no-run

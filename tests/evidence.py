@@ -1,6 +1,6 @@
 """What a test has shown about an implementation, put down where SGL_KERNELS_EVIDENCE says: one line of JSON each.
 
-`make support-evidence` runs the tests so, and `sgl-kernels support-matrix --evidence FILE` writes the lines into
+`make support-evidence` runs the tests so and writes the lines into
 docs/support-matrix.json: the proof behind each cell of the matrix is a test that ran, and nobody types it in.
 """
 

@@ -29,8 +29,8 @@ def main() -> None:
 def _about(device: str) -> dict[str, object]:
     import torch
 
-    from sgl_kernels.tools.bench_results import describe_machine, machine_slug
-    from sgl_kernels.tools.doctor import versions
+    from sgl_kernels.tools.bench.results import describe_machine, machine_slug
+    from sgl_kernels.tools.doctor.diagnosis import versions
 
     torch.zeros(1, device=device)  # an absent device is an error here, before any step
     machine = describe_machine(torch.device(device))

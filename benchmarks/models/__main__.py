@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 import sgl_kernels
-from sgl_kernels.tools.bench_results import describe_machine, machine_slug, versions
+from sgl_kernels.tools.bench.results import describe_machine, machine_slug, versions
 
 Made = tuple[nn.Module, dict[str, Any]]
 TOKENS, TEXT = 512, 64

@@ -4,7 +4,7 @@
 
 One thread, process CPU time (steady on a machine that others use), medians of rounds in which every candidate runs
 once; ratios are medians of per-round ratios. Small M rotates copies of the weight so that it comes from memory.
-Writes benchmarks/results/<machine>/nvfp4_linear.json, which `sgl-kernels docs` tells in docs/performance.md.
+Writes benchmarks/results/<machine>/nvfp4_linear.json, which `make docs` tells in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from torch import Tensor
 
 import sgl_kernels
 from sgl_kernels.ops.nvfp4.api import for_device
-from sgl_kernels.tools.bench_results import describe_machine, machine_slug
-from sgl_kernels.tools.doctor import versions
+from sgl_kernels.tools.bench.results import describe_machine, machine_slug
+from sgl_kernels.tools.doctor.diagnosis import versions
 
 ROOT = Path(__file__).resolve().parents[2]
 COLD_BYTES = 64 << 20  # weight copies to rotate through at small M

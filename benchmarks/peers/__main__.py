@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.pages.peers import document, save
 from benchmarks.peers import measure, worker
 from benchmarks.peers.peer import MODULES
-from sgl_kernels.tools.bench_peers import document, save
-from sgl_kernels.tools.bench_results import describe_machine, machine_slug
+from sgl_kernels.tools.bench.results import describe_machine, machine_slug
 
 RESULTS = Path("benchmarks/results")
 Lines = Callable[[list[str]], Iterator[str]]

@@ -13,12 +13,12 @@ import sgl_kernels
 from benchmarks.peers.peer import Broken, NotOffered, Peer, Variant, first_line
 from sgl_kernels.core.op import Case, Op
 from sgl_kernels.core.registry import registry
-from sgl_kernels.tools.bench import roofline
-from sgl_kernels.tools.bench_clock import Timing, interleave
-from sgl_kernels.tools.bench_eager import spelling
-from sgl_kernels.tools.bench_oracle import Oracle
-from sgl_kernels.tools.ceilings import Ceilings
-from sgl_kernels.tools.parity import FLOOR
+from sgl_kernels.tools.bench.ceilings import Ceilings
+from sgl_kernels.tools.bench.clock import Timing, interleave
+from sgl_kernels.tools.bench.measure import roofline
+from sgl_kernels.tools.bench.oracle import Oracle
+from sgl_kernels.tools.bench.plain_torch import spelling
+from sgl_kernels.tools.parity.cell import FLOOR
 
 CPU = torch.device("cpu")
 OURS, TORCH = "ours", "torch"

@@ -12,9 +12,9 @@ import torch
 
 from benchmarks.peers import measure
 from benchmarks.peers.peer import OPS, first_line, start
-from sgl_kernels.tools.bench import COLD, workloads
-from sgl_kernels.tools.bench_clock import retain_memory, threads
-from sgl_kernels.tools.ceilings import measure_ceilings
+from sgl_kernels.tools.bench.ceilings import measure_ceilings
+from sgl_kernels.tools.bench.clock import retain_memory, threads
+from sgl_kernels.tools.bench.measure import COLD, workloads
 
 
 def cases(chosen: argparse.Namespace) -> list[tuple[Any, Any, torch.dtype]]:

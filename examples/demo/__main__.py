@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 import sgl_kernels
 from examples.demo import digits, sentences
 from examples.demo.page import broken_promises, sections, summary
-from sgl_kernels.tools import report
+from sgl_kernels.tools.page import html as report
 
 
 class Bars:

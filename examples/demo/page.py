@@ -8,7 +8,7 @@ from examples.demo.digits import Digits
 from examples.demo.sentences import LIMIT, Sentences
 from examples.demo.timing import Pair
 from sgl_kernels.core.record import Report
-from sgl_kernels.tools.report import Code, Lines, Mark, Section, Table, Text, picture
+from sgl_kernels.tools.page.html import Code, Lines, Mark, Section, Table, Text, picture
 
 PIXEL_FLOOR = 1e-3
 """A pixel may differ from float64 by this much, or by four times what stock fp32 differs, if that is more."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sgl_kernels.cli import _errors, bench, config, docs, doctor, env, explain, names, parity, replay, support
+from sgl_kernels.cli import _errors, bench, config, doctor, env, explain, names, parity, replay
 
 HELP = """One kernel layer for torch: what runs where, why, how right and how fast.
 
@@ -49,8 +49,5 @@ _command("explain")(explain.explain)
 _command("env")(env.env)
 app.add_typer(config.app, name="config")
 _command("parity")(parity.parity)
-_command("support-matrix")(support.support_matrix)
 _command("replay")(replay.replay)
 _command("bench")(bench.bench)
-_command("plots")(docs.plots)
-_command("docs")(docs.docs)

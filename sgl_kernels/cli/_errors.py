@@ -43,7 +43,7 @@ class Command(typer.core.TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
-            value = given.get(getattr(error.param, "name", None))
+            value = given.get(getattr(error.param, "name", None) or "")
             if isinstance(value, str) and value not in error.message:
                 error.message = f"it is {shortened(repr(value))}. {error.message}"
             raise

@@ -52,8 +52,8 @@ def bench(
     """Measure. Ceilings first, then every candidate of a case in turns: ms, rate, share of the ceiling, ratio to
     torch, error against float64. Exit code 1 when a backend that accepted a case fails on it.
     """
-    from sgl_kernels.tools.bench import Options
-    from sgl_kernels.tools.bench_clock import CLOCKS
+    from sgl_kernels.tools.bench.clock import CLOCKS
+    from sgl_kernels.tools.bench.measure import Options
 
     _common.one_of("--clock", clock, CLOCKS)
     _common.within("--rounds", rounds, 1, 1_000_000)
@@ -125,7 +125,7 @@ def _thread_counts(text: str) -> list[int]:
 
 
 def _work(what: list[str], tag: str, case: str | None, dtype: str | None) -> list[Any]:
-    from sgl_kernels.tools.bench import workloads
+    from sgl_kernels.tools.bench.measure import workloads
 
     ops = _common.op_names("WHAT", what)
     found = list(
@@ -151,10 +151,10 @@ def _measure(
     import dataclasses
     import os
 
-    from sgl_kernels.tools.bench import measure
-    from sgl_kernels.tools.bench_clock import clock_of, retain_memory, threads
-    from sgl_kernels.tools.bench_results import document
-    from sgl_kernels.tools.ceilings import measure_ceilings
+    from sgl_kernels.tools.bench.ceilings import measure_ceilings
+    from sgl_kernels.tools.bench.clock import clock_of, retain_memory, threads
+    from sgl_kernels.tools.bench.measure import measure
+    from sgl_kernels.tools.bench.results import document
 
     allocator = retain_memory()
     load = (
@@ -187,8 +187,8 @@ def _measure(
 
 
 def _show(data: dict[str, Any], out: Path | None, as_json: bool) -> None:
-    from sgl_kernels.tools import bench_results as results
-    from sgl_kernels.tools.report import rich_table
+    from sgl_kernels.tools.bench import results
+    from sgl_kernels.tools.page.html import rich_table
 
     written = []
     if out is not None and out.suffix:
@@ -217,9 +217,9 @@ def _show(data: dict[str, Any], out: Path | None, as_json: bool) -> None:
 def _dispatch(quick: bool, out: Path | None, as_json: bool) -> None:
     import json
 
-    from sgl_kernels.tools import bench_dispatch
-    from sgl_kernels.tools.bench_results import machine_slug
-    from sgl_kernels.tools.report import rich_table
+    from sgl_kernels.tools.bench import dispatch as bench_dispatch
+    from sgl_kernels.tools.bench.results import machine_slug
+    from sgl_kernels.tools.page.html import rich_table
 
     data = bench_dispatch.measure(rounds=15 if quick else 200)
     if out is not None and not out.suffix:

@@ -89,8 +89,8 @@ def _rows(settings: Any) -> list[dict[str, Any]]:
                 where = policy.origin if name == "backends" else settings.origin(f"{op}.{name}")
                 rows.append({"key": f"{op}.{name}", "value": value or "auto", "origin": where or "built-in"})
     for index, rule in enumerate(settings.rules):
-        value = {k: v for k, v in dataclasses.asdict(rule).items() if v and k != "origin"}
-        rows.append({"key": f"rules[{index}]", "value": value, "origin": rule.origin or "built-in"})
+        said = {k: v for k, v in dataclasses.asdict(rule).items() if v and k != "origin"}
+        rows.append({"key": f"rules[{index}]", "value": said, "origin": rule.origin or "built-in"})
     for backend, options in settings.options:
         key = f"options.{backend}"
         rows.append({"key": key, "value": dict(options), "origin": settings.origin(key)})

@@ -29,7 +29,7 @@ def doctor(
 
     Exit code 1 when something is broken; a package that is merely absent breaks nothing.
     """
-    from sgl_kernels.tools.doctor import examine
+    from sgl_kernels.tools.doctor.diagnosis import examine
 
     _common.within("--timeout", timeout, 1, 86400)
     where = _common.machine("--device", device) if device is not None else None
@@ -45,7 +45,7 @@ def doctor(
 def _print(diagnosis: Any) -> None:
     from rich.markup import escape
 
-    from sgl_kernels.tools.report import Mark, Table, rich_table
+    from sgl_kernels.tools.page.html import Mark, Table, rich_table
 
     console = _common.console()
     console.print("  ".join(f"[bold]{k}[/bold] {escape(v)}" for k, v in diagnosis.versions.items()))

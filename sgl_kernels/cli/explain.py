@@ -53,7 +53,7 @@ def explain(
     Exit code 1 when nothing would serve the call.
     """
     from sgl_kernels.core.registry import registry
-    from sgl_kernels.tools import question as q
+    from sgl_kernels.tools.explain import imagined_call as q
 
     name = _common.one_of("OP", op, registry.ops())
     definition = registry.op(name)
@@ -177,12 +177,12 @@ def _print(selection: Any, note: str) -> None:
     from rich.markup import escape
 
     from sgl_kernels.core.verdict import describe_facts
-    from sgl_kernels.tools.report import Mark, Table, rich_table
+    from sgl_kernels.tools.page.html import Mark, Table, rich_table
 
     console = _common.console()
     console.print(f"[bold]{selection.op}[/bold] on {escape(str(selection.device))}")
     console.print(f"[dim]{escape(describe_facts(selection.facts))}[/dim]")
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for candidate in selection.candidates:
         if candidate.backend == selection.chosen:
             rows.append((Mark(f"→ {candidate.backend}", "good"), Mark("runs", "good"), selection.why, ""))

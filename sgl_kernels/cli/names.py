@@ -21,7 +21,7 @@ def list_names(
 ) -> None:
     """Every op, every backend and every alias that names one."""
     from sgl_kernels.tools.inventory import inventory
-    from sgl_kernels.tools.report import rich_table
+    from sgl_kernels.tools.page.html import rich_table
 
     if what is not None:
         _common.one_of("WHAT", what, WHAT)

@@ -57,7 +57,7 @@ def _run(
     ops: tuple[str, ...], backends: tuple[str, ...], case: str | None, tag: str, dtypes: tuple[Any, ...],
     device: Any, seed: int, quiet: bool,
 ) -> list[Any]:  # fmt: skip
-    from sgl_kernels.tools.parity import matrix, run_cell
+    from sgl_kernels.tools.parity.cell import matrix, run_cell
 
     wanted = [
         item
@@ -82,9 +82,9 @@ def _report(
     as_json: bool,
 ) -> None:
     from sgl_kernels.core.device import probe
-    from sgl_kernels.tools import report_parity as view
-    from sgl_kernels.tools.parity import counts, summarise
-    from sgl_kernels.tools.report import markdown_table, rich_table
+    from sgl_kernels.tools.page.html import markdown_table, rich_table
+    from sgl_kernels.tools.parity import page as view
+    from sgl_kernels.tools.parity.cell import counts, summarise
 
     missing = view.required(cells, needed)
     found = counts(cells)

@@ -20,7 +20,7 @@ def replay(
     """Run a dumped call again; compare with the stored result and with the reference."""
     from rich.table import Table
 
-    from sgl_kernels.core.replay import replay as run
+    from sgl_kernels.tools.debug.replay import replay as run
 
     _common.backend_names("--backend", backend)
     if device is not None:

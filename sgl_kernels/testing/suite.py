@@ -11,7 +11,7 @@ import torch
 import sgl_kernels  # noqa: F401 - defines the ops
 from sgl_kernels.backend import Implementation, Rejected
 from sgl_kernels.core.registry import Registry, registry
-from sgl_kernels.tools.parity import Cell, matrix, run_cell
+from sgl_kernels.tools.parity.cell import Cell, matrix, run_cell
 
 
 @dataclass(frozen=True, slots=True)

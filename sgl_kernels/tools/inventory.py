@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sgl_kernels.core.implementation import Fidelity, Implementation
 from sgl_kernels.core.names import ALIASES
 from sgl_kernels.core.registry import Registry, registry
-from sgl_kernels.tools.report import Table
+from sgl_kernels.tools.page.html import Table
 
 
 def inventory(what: Sequence[str], ops: Sequence[str] = (), source: Registry = registry) -> dict[str, Table]:

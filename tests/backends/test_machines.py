@@ -16,9 +16,9 @@ import pytest
 import torch
 from packaging.version import Version
 
+from benchmarks.pages import machines as report_machines
 from sgl_kernels.core.dispatch import explain
 from sgl_kernels.core.registry import registry
-from sgl_kernels.tools import report_machines
 from tests.backends.machines import MACHINES, QUESTIONS, decide
 
 PATH = Path(__file__).with_name("machines.json")

@@ -12,8 +12,8 @@ import pytest
 from benchmarks.gpu import plan, task
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.steps import docs, graphs, install, opcheck, parity, present, sanitizer, speed
+from benchmarks.pages import gpu, performance
 from sgl_kernels.core.op import Op
-from sgl_kernels.tools import report_gpu, report_performance
 
 ABOUT = {"machine": {"platform": "cpu", "device": "a processor"}, "versions": {"torch": "2"}}
 
@@ -40,7 +40,7 @@ def test_the_command_runs_steps_in_processes_and_says_what_cannot_be(tmp_path, c
     arguments = ["--device=cpu", f"--root={tmp_path}", "--steps=opcheck,graphs,sanitizer", "--ops=silu_mul"]
     assert main(arguments) == 0
     (folder,) = (tmp_path / "benchmarks" / "results").iterdir()
-    found = {s["step"]: s for s in report_gpu.steps(folder)}
+    found = {s["step"]: s for s in gpu.steps(folder)}
     assert found["opcheck"]["status"] == "ran" and found["opcheck"]["data"]["silu_mul"] == "right"
     assert found["graphs"]["status"] == "not possible" and "needs cuda" in found["graphs"]["reason"]
     assert found["sanitizer"]["status"] == "not possible"
@@ -50,7 +50,7 @@ def test_the_command_runs_steps_in_processes_and_says_what_cannot_be(tmp_path, c
     capfd.readouterr()
     assert main([*arguments, "--resume"]) == 0
     assert capfd.readouterr().out.count("ran before") == 3
-    page = report_performance.render(tmp_path / "benchmarks" / "results")
+    page = performance.render(tmp_path / "benchmarks" / "results")
     assert "| graphs | not possible | needs cuda or rocm, the device is cpu |" in page
 
 
@@ -148,11 +148,11 @@ def test_auto_is_held_against_the_best_exact_backend():
             {"name": "torch_sdpa", "fidelity": "exact", "median_ms": 2.0},
         ]
     }
-    near, off = (report_gpu.auto_against_best(row, name) for name in ("fa3", "torch_sdpa"))
+    near, off = (gpu.auto_against_best(row, name) for name in ("fa3", "torch_sdpa"))
     assert (near["ratio"], off["ratio"], off["best"]) == (1.0, 2.0, "fa3")
-    assert report_gpu.auto_against_best(row, "absent")["ratio"] is None
+    assert gpu.auto_against_best(row, "absent")["ratio"] is None
     rows = [{"op": "attention", "case": "a", "dtype": "bfloat16", **r} for r in (near, off)]
-    table = report_gpu.auto_table(rows)
+    table = gpu.auto_table(rows)
     assert "1 of 2 cases" in table.note and len(table.rows) == 1
 
 

@@ -48,10 +48,7 @@ def test_help_names_every_command():
         "env",
         "config",
         "parity",
-        "support-matrix",
         "bench",
-        "docs",
-        "plots",
     ):
         assert name in text
 

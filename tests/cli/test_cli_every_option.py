@@ -9,10 +9,13 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from benchmarks.pages.__main__ import app as pages
 from sgl_kernels.cli import app
 from sgl_kernels.cli._errors import label
 
 ROOT = typer.main.get_command(app)
+for _name, _command in typer.main.get_command(pages).commands.items():
+    ROOT.add_command(_command, _name)  # a checkout's own commands are held to the same
 
 
 runner = CliRunner(env={"COLUMNS": "400", "TERMINAL_WIDTH": "400", "NO_COLOR": "1"})
@@ -102,8 +105,9 @@ def folder(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def quick(folder, monkeypatch):
     """In that folder; and what measures for seconds is taken as measured."""
+    from benchmarks.pages import support_matrix
     from sgl_kernels.cli import bench
-    from sgl_kernels.tools import doctor, support_matrix
+    from sgl_kernels.tools.doctor import diagnosis as doctor
 
     monkeypatch.chdir(folder)
     # or the app would be put together anew for every line: that is most of the time

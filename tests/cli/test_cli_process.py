@@ -82,7 +82,7 @@ def test_ctrl_c_ends_with_130_and_a_word(tmp_path):
     code = textwrap.dedent(
         """
         import os, signal, sys
-        import sgl_kernels.tools.parity as parity
+        import sgl_kernels.tools.parity.cell as parity
         parity.run_cell = lambda *a, **k: os.kill(os.getpid(), signal.SIGINT)
         from sgl_kernels.cli import main
         main()

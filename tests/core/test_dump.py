@@ -18,9 +18,9 @@ from sgl_kernels.core.device import Device
 from sgl_kernels.core.dispatch import activate, current
 from sgl_kernels.core.errors import ConfigError, UnsupportedError
 from sgl_kernels.core.registry import registry
-from sgl_kernels.core.replay import compare, load_dump, replay, restore
 from sgl_kernels.core.settings import Settings, TraceSettings
 from sgl_kernels.core.verdict import Selection
+from sgl_kernels.tools.debug.replay import compare, load_dump, replay, restore
 
 
 @pytest.fixture(autouse=True)

@@ -258,7 +258,7 @@ def test_a_crash_leaves_the_inputs_in_the_log(tmp_path: Path) -> None:
     assert done.returncode < 0
     assert "min 0, max 2, mean 1" in (tmp_path / "log").read_text()
     (folder,) = (tmp_path / "dumps").iterdir()
-    from sgl_kernels.core.replay import load_dump
+    from sgl_kernels.tools.debug.replay import load_dump
 
     stored = load_dump(str(folder))
     assert stored.status == "inputs saved" and stored.outputs == ()

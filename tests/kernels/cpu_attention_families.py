@@ -7,7 +7,7 @@ import random
 import torch
 from torch import Tensor
 
-from sgl_kernels.tools.tolerance import measure
+from sgl_kernels.tools.parity.tolerance import measure
 from tests.kernels.cpu_attention import DTYPES, Call, judge, poison, random_call, random_mask, tensor
 
 SAGE_L2, SAGE_WORST = 0.05, 0.025

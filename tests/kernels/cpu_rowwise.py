@@ -12,7 +12,7 @@ from sgl_kernels.ops.activation import reference as activation
 from sgl_kernels.ops.modulate import reference as modulate
 from sgl_kernels.ops.norm import reference as norm
 from sgl_kernels.ops.rope import reference as rope
-from sgl_kernels.tools.tolerance import allowed, measure
+from sgl_kernels.tools.parity.tolerance import allowed, measure
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MISSING = load()  # None, or why the extension is not there

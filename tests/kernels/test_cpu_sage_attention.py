@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sgl_kernels.tools.tolerance import measure
+from sgl_kernels.tools.parity.tolerance import measure
 from tests.kernels.cpu_attention import DTYPES, INF, MISSING, Call
 
 

@@ -11,7 +11,7 @@ from sgl_kernels.core.dispatch import Dispatcher, activate
 from sgl_kernels.core.settings import Settings
 from sgl_kernels.core.verdict import Reason
 from sgl_kernels.kernels.cpu import loader
-from sgl_kernels.tools import doctor
+from sgl_kernels.tools.doctor import diagnosis as doctor
 
 MISSING = "the C++ extension was not built: no C++ compiler"
 

@@ -24,7 +24,10 @@ def run(task: Task) -> None:
     problems = []
     for name, command in commands.items():
         done = subprocess.run(
-            [sys.executable, "-m", "sgl_kernels", *command], env=environment(), capture_output=True, text=True
+            [sys.executable, "-m", "benchmarks.pages", *command],
+            env=environment(),
+            capture_output=True,
+            text=True,
         )
         last = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
         task.data[name] = "written" if done.returncode == 0 else last

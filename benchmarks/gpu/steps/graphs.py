@@ -15,7 +15,7 @@ from sgl_kernels.core.op import Op
 from sgl_kernels.core.packages import installed_version
 from sgl_kernels.core.settings import Settings
 from sgl_kernels.core.verdict import Rejected
-from sgl_kernels.tools.parity import verdict
+from sgl_kernels.tools.parity.cell import verdict
 
 WARMING = 3
 SYNCHRONISE = {("attention_varlen", "torch_sdpa"): "the floor reads the lengths on the host"}

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.gpu.steps.present import present
 from benchmarks.gpu.task import Task
 from sgl_kernels.core.verdict import Reason
-from sgl_kernels.tools.parity import matrix, run_cell
+from sgl_kernels.tools.parity.cell import matrix, run_cell
 
 NOT_THE_CALL = (Reason.PLATFORM.value, Reason.PACKAGE.value, Reason.LOAD.value)
 """Skips with these reasons are not about a call: a backend that is required may have none of them."""

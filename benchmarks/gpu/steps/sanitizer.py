@@ -60,7 +60,7 @@ def executable() -> str | None:
 
 
 def _kernels(task: Task) -> None:
-    from sgl_kernels.tools.parity import run_cell
+    from sgl_kernels.tools.parity.cell import run_cell
 
     for op in task.ops():
         for implementation in registry.implementations(op.name):

@@ -11,14 +11,16 @@ import torch
 from benchmarks.gpu.plan import write
 from benchmarks.gpu.steps.present import DOWNLOADS, present
 from benchmarks.gpu.task import Task
+from benchmarks.pages.gpu import auto_against_best
 from sgl_kernels.core.device import probe
 from sgl_kernels.core.dispatch import Dispatcher
 from sgl_kernels.core.op import Case, Op
 from sgl_kernels.core.settings import Settings
-from sgl_kernels.tools import bench, bench_dispatch, bench_results
-from sgl_kernels.tools.bench_clock import clock_of, retain_memory
-from sgl_kernels.tools.ceilings import Ceilings, measure_ceilings
-from sgl_kernels.tools.report_gpu import auto_against_best
+from sgl_kernels.tools.bench import dispatch as bench_dispatch
+from sgl_kernels.tools.bench import measure as bench
+from sgl_kernels.tools.bench import results as bench_results
+from sgl_kernels.tools.bench.ceilings import Ceilings, measure_ceilings
+from sgl_kernels.tools.bench.clock import clock_of, retain_memory
 
 IDENTITY = ("op", "case", "dtype")
 

@@ -1,0 +1,1 @@
+"""Pages about the committed results: tables, pictures and docs/performance.md, made in a checkout by `make docs`."""

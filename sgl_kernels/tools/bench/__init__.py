@@ -1,0 +1,1 @@
+"""Microbenchmarks: `measure` runs them in turns on a `clock`, `ceilings` says what the machine could do."""

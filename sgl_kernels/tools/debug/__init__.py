@@ -1,0 +1,1 @@
+"""What is done with a call after it went wrong: replay of its dump."""

@@ -1,0 +1,1 @@
+"""Tables and charts, as HTML, Markdown or in a terminal: what every command shows its results with."""
