@@ -18,9 +18,9 @@ if (
     from sgl_kernels.core.dispatch import warmup as warmup
     from sgl_kernels.core.errors import ConfigError as ConfigError
     from sgl_kernels.core.errors import UnsupportedError as UnsupportedError
-    from sgl_kernels.core.policy import OpPolicy as OpPolicy
-    from sgl_kernels.core.record import record as record
-    from sgl_kernels.core.record import report as report
+    from sgl_kernels.core.selection.policy import OpPolicy as OpPolicy
+    from sgl_kernels.core.wrapping.record import record as record
+    from sgl_kernels.core.wrapping.record import report as report
     from sgl_kernels.integrations import apply as apply
     from sgl_kernels.integrations import install as install
     from sgl_kernels.integrations import uninstall as uninstall

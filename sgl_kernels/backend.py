@@ -8,15 +8,15 @@ backend, and `sgl_kernels.testing.check_backend` tests one.
 
 from __future__ import annotations
 
-from sgl_kernels.core.bugs import Bug as Bug
 from sgl_kernels.core.device import Device as Device
-from sgl_kernels.core.implementation import Fidelity as Fidelity
-from sgl_kernels.core.implementation import Implementation as Implementation
-from sgl_kernels.core.requires import FLOATS as FLOATS
-from sgl_kernels.core.requires import HALF as HALF
-from sgl_kernels.core.requires import Requires as Requires
-from sgl_kernels.core.verdict import Reason as Reason
-from sgl_kernels.core.verdict import Rejected as Rejected
+from sgl_kernels.core.selection.bugs import Bug as Bug
+from sgl_kernels.core.selection.implementation import Fidelity as Fidelity
+from sgl_kernels.core.selection.implementation import Implementation as Implementation
+from sgl_kernels.core.selection.requires import FLOATS as FLOATS
+from sgl_kernels.core.selection.requires import HALF as HALF
+from sgl_kernels.core.selection.requires import Requires as Requires
+from sgl_kernels.core.selection.verdict import Reason as Reason
+from sgl_kernels.core.selection.verdict import Rejected as Rejected
 from sgl_kernels.ops.activation.spec import ActivationFacts as ActivationFacts
 from sgl_kernels.ops.attention.spec import AttentionFacts as AttentionFacts
 from sgl_kernels.ops.attention.spec import VarlenFacts as VarlenFacts

@@ -14,8 +14,8 @@ from torch import Tensor
 from sgl_kernels.core.device import Device, parse_device
 from sgl_kernels.core.dispatch import Dispatcher
 from sgl_kernels.core.registry import registry
+from sgl_kernels.core.selection.verdict import Reason, Selection
 from sgl_kernels.core.settings import Settings
-from sgl_kernels.core.verdict import Reason, Selection
 from sgl_kernels.tools.page.html import Table, markdown_table
 
 PATH = Path(__file__).resolve().parents[2] / "sgl_kernels" / "data" / "machines.json"

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from sgl_kernels.core.device import probe
-from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.core.op import Case, Op
-from sgl_kernels.core.packages import installed_version
 from sgl_kernels.core.registry import Registry
-from sgl_kernels.core.verdict import Rejected
+from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.packages import installed_version
+from sgl_kernels.core.selection.verdict import Rejected
 from sgl_kernels.tools.bench.results import cpu_name
 from sgl_kernels.tools.page.html import Table, markdown_table
 from sgl_kernels.tools.parity.cell import run_cell, verdict

@@ -23,7 +23,7 @@ class Digits:
     """What the first part found."""
 
     applied: str
-    report: sgl_kernels.core.record.Report
+    report: sgl_kernels.core.wrapping.record.Report
     selections: tuple[str, ...]  # the whole decision for each op, with a reason for every candidate
     steps: int
     samples: int
@@ -87,7 +87,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
     return float((a.double() - b.double()).abs().max())
 
 
-def _selections(report: sgl_kernels.core.record.Report) -> tuple[str, ...]:
+def _selections(report: sgl_kernels.core.wrapping.record.Report) -> tuple[str, ...]:
     """The decision table of the busiest call of each op."""
     tables: dict[str, str] = {}
     for entry in report.entries:  # sorted by op, then by time

@@ -7,7 +7,7 @@ from pathlib import Path
 from examples.demo.digits import Digits
 from examples.demo.sentences import LIMIT, Sentences
 from examples.demo.timing import Pair
-from sgl_kernels.core.record import Report
+from sgl_kernels.core.wrapping.record import Report
 from sgl_kernels.tools.page.html import Code, Lines, Mark, Section, Table, Text, picture
 
 PIXEL_FLOOR = 1e-3

@@ -38,7 +38,7 @@ class Sentences:
     """What the second part found."""
 
     applied: str
-    report: sgl_kernels.core.record.Report
+    report: sgl_kernels.core.wrapping.record.Report
     count: int
     longest: int
     padded: float  # part of the tokens that is padding

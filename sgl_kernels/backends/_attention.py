@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sgl_kernels.core.device import Device
-from sgl_kernels.core.verdict import Reason, Rejected
+from sgl_kernels.core.selection.verdict import Reason, Rejected
 
 
 def feature(detail: str) -> Rejected:

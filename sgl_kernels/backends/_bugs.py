@@ -6,7 +6,7 @@ import functools
 import json
 from pathlib import Path
 
-from sgl_kernels.core.bugs import COMPARISONS, Bug
+from sgl_kernels.core.selection.bugs import COMPARISONS, Bug
 
 PATH = Path(__file__).resolve().parents[1] / "data" / "known_bugs.json"
 

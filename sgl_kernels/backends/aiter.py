@@ -21,11 +21,11 @@ from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
 from sgl_kernels.backends.flash_attn import dense_adapter, varlen_adapter
 from sgl_kernels.core.device import Device
-from sgl_kernels.core.implementation import Implementation
-from sgl_kernels.core.packages import VersionOf, installed_version
-from sgl_kernels.core.requires import FLOATS, HALF, Requires
+from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.packages import VersionOf, installed_version
+from sgl_kernels.core.selection.requires import FLOATS, HALF, Requires
+from sgl_kernels.core.selection.verdict import Reason, Rejected
 from sgl_kernels.core.settings import Settings
-from sgl_kernels.core.verdict import Reason, Rejected
 
 INSTALL = "build https://github.com/ROCm/aiter (PyPI's 'aiter' is another package)"
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from sgl_kernels.backends._attention import default_scale, feature, rejects, shape, without_hidden
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
-from sgl_kernels.core.implementation import Implementation
-from sgl_kernels.core.requires import FLOATS, HALF, Requires
-from sgl_kernels.core.verdict import Rejected
+from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.requires import FLOATS, HALF, Requires
+from sgl_kernels.core.selection.verdict import Rejected
 
 LEFT_UP_CAUSAL, RIGHT_DOWN_CAUSAL = 2, 3
 COMPRESSED = 2048  # the causal modes take one triangular mask of this size for any length

@@ -9,8 +9,8 @@ import torch
 
 from sgl_kernels.backends._extension import absent, extension
 from sgl_kernels.core.device import Device
-from sgl_kernels.core.implementation import Implementation, Rank
-from sgl_kernels.core.requires import FLOATS, Requires
+from sgl_kernels.core.selection.implementation import Implementation, Rank
+from sgl_kernels.core.selection.requires import FLOATS, Requires
 
 CPU = Requires(platforms=frozenset({"cpu"}), dtypes=FLOATS)
 FIRST, BEHIND = 50, -1

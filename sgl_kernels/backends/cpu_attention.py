@@ -12,9 +12,9 @@ from sgl_kernels.backends._attention import default_scale, feature, shape
 from sgl_kernels.backends._extension import absent, extension
 from sgl_kernels.backends._order import ONLY_WHEN_NAMED, rank
 from sgl_kernels.core.device import Device
-from sgl_kernels.core.implementation import Fidelity, Implementation
-from sgl_kernels.core.requires import FLOATS, Requires
-from sgl_kernels.core.verdict import Rejected
+from sgl_kernels.core.selection.implementation import Fidelity, Implementation
+from sgl_kernels.core.selection.requires import FLOATS, Requires
+from sgl_kernels.core.selection.verdict import Rejected
 
 CAUSAL = {"bottom_right": 1, "top_left": 2}
 MASK_DTYPES = (torch.bool, torch.float32, torch.bfloat16, torch.float16)

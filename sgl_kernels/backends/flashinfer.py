@@ -17,9 +17,9 @@ from sgl_kernels.backends._attention import feature, last_dim_contiguous, natura
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import ONLY_WHEN_NAMED, rank
 from sgl_kernels.core.device import Device
-from sgl_kernels.core.implementation import Implementation
-from sgl_kernels.core.requires import HALF, Requires
-from sgl_kernels.core.verdict import Reason, Rejected
+from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.requires import HALF, Requires
+from sgl_kernels.core.selection.verdict import Reason, Rejected
 
 HEAD_DIMS = (64, 128, 256)
 

@@ -15,8 +15,8 @@ from sgl_kernels.backends._attention import rejects
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
 from sgl_kernels.backends.flash_attn import adapter, dense_adapter
-from sgl_kernels.core.implementation import Implementation
-from sgl_kernels.core.requires import HALF, Requires
+from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.requires import HALF, Requires
 
 REPOSITORY = {True: "kernels-community/flash-attn3", False: "kernels-community/flash-attn2"}
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from sgl_kernels.backends._extension import absent, extension
 from sgl_kernels.backends.cpu import BEHIND, CPU, FIRST, TINY
 from sgl_kernels.core.device import Device, cpu_arch
-from sgl_kernels.core.implementation import Implementation
-from sgl_kernels.core.requires import FLOATS
+from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.requires import FLOATS
 from sgl_kernels.ops.linear.reference import activated
 from sgl_kernels.ops.linear.spec import LinearFacts
 

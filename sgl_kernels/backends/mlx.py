@@ -15,11 +15,11 @@ from torch import Tensor
 from sgl_kernels.backends._attention import feature, shape
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
-from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.core.log import warn_once
-from sgl_kernels.core.requires import FLOATS, Requires
+from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.requires import FLOATS, Requires
+from sgl_kernels.core.selection.verdict import Reason, Rejected
 from sgl_kernels.core.settings import Settings
-from sgl_kernels.core.verdict import Reason, Rejected
 from sgl_kernels.ops._modulation import kind
 
 INDEX_LIMIT = 1 << 32  # the Metal kernels count rows and pairs in 32 bits

@@ -16,8 +16,8 @@ from torch import Tensor
 from sgl_kernels.backends._attention import feature, shape
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends.aiter import INSTALL, _Amds
-from sgl_kernels.core.implementation import Implementation
-from sgl_kernels.core.verdict import Rejected
+from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.verdict import Rejected
 from sgl_kernels.ops.nvfp4 import reference
 from sgl_kernels.ops.nvfp4.formats import ceil_to
 from sgl_kernels.ops.nvfp4.layouts import aiter_scales

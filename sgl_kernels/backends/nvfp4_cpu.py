@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sgl_kernels.backends._extension import absent, extension
 from sgl_kernels.core.device import cpu_arch
-from sgl_kernels.core.implementation import Implementation
-from sgl_kernels.core.requires import FLOATS, Requires
-from sgl_kernels.core.verdict import Reason, Rejected
+from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.requires import FLOATS, Requires
+from sgl_kernels.core.selection.verdict import Reason, Rejected
 from sgl_kernels.ops.nvfp4.layouts import PANEL
 from sgl_kernels.ops.nvfp4.spec import LinearFacts, QuantizeFacts
 

@@ -22,10 +22,10 @@ from sgl_kernels.backends._attention import feature, shape
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import ONLY_WHEN_NAMED
 from sgl_kernels.core.device import Device
-from sgl_kernels.core.implementation import Implementation
-from sgl_kernels.core.requires import HALF, Requires
+from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.requires import HALF, Requires
+from sgl_kernels.core.selection.verdict import Reason, Rejected
 from sgl_kernels.core.settings import Settings
-from sgl_kernels.core.verdict import Reason, Rejected
 from sgl_kernels.ops.nvfp4 import reference
 from sgl_kernels.ops.nvfp4.layouts import swizzle_scales
 from sgl_kernels.ops.nvfp4.spec import LinearFacts

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgl_kernels.core.implementation import Implementation
+from sgl_kernels.core.selection.implementation import Implementation
 from sgl_kernels.ops.nvfp4 import reference
 from sgl_kernels.ops.nvfp4.formats import ScaledTensor, parse_format
 from sgl_kernels.ops.nvfp4.layouts import PANEL, to_layout

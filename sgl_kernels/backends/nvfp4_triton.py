@@ -10,9 +10,9 @@ from torch import Tensor
 
 from sgl_kernels.backends.triton import FUSED, INTERPRETED, _chosen, _rejects_old_gpu, _requires, family
 from sgl_kernels.core.device import Device
-from sgl_kernels.core.implementation import Implementation
-from sgl_kernels.core.requires import FLOATS
-from sgl_kernels.core.verdict import Reason, Rejected
+from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.requires import FLOATS
+from sgl_kernels.core.selection.verdict import Reason, Rejected
 from sgl_kernels.kernels.triton import configs_nvfp4
 from sgl_kernels.ops.nvfp4 import reference
 from sgl_kernels.ops.nvfp4.formats import ScaledTensor, parse_format

@@ -15,8 +15,8 @@ from torch import Tensor
 from sgl_kernels.backends._attention import default_scale, last_dim_contiguous, rejects
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
-from sgl_kernels.core.implementation import Fidelity, Implementation
-from sgl_kernels.core.requires import HALF, Requires
+from sgl_kernels.core.selection.implementation import Fidelity, Implementation
+from sgl_kernels.core.selection.requires import HALF, Requires
 
 LOG2_E = 1.4426950408889634
 

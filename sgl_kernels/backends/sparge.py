@@ -17,9 +17,9 @@ from torch import Tensor
 from sgl_kernels.backends._attention import default_scale, feature, rejects, shape
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
-from sgl_kernels.core.implementation import Fidelity, Implementation
-from sgl_kernels.core.requires import HALF, Requires
-from sgl_kernels.core.verdict import Rejected
+from sgl_kernels.core.selection.implementation import Fidelity, Implementation
+from sgl_kernels.core.selection.requires import HALF, Requires
+from sgl_kernels.core.selection.verdict import Rejected
 
 TOPK = 0.5  # the share its own examples use
 MIN_QUERIES = 128

@@ -16,8 +16,8 @@ from torch import Tensor
 from sgl_kernels.backends._attention import rejects
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
-from sgl_kernels.core.implementation import Implementation
-from sgl_kernels.core.requires import HALF, Requires
+from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.requires import HALF, Requires
 
 _sdpa = F.scaled_dot_product_attention  # kept: integrations may replace the name in torch
 

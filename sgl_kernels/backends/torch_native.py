@@ -24,7 +24,7 @@ from sgl_kernels.backends._torch_checks import (
 )
 from sgl_kernels.backends._torch_chunked import MPS_LIMIT, both, chunked
 from sgl_kernels.core.device import probe
-from sgl_kernels.core.implementation import Implementation
+from sgl_kernels.core.selection.implementation import Implementation
 from sgl_kernels.core.tensors import is_wrapped
 from sgl_kernels.ops.attention import reference
 

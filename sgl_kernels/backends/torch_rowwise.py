@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgl_kernels.backends._torch_checks import is_traced, may_look, watching
-from sgl_kernels.core.implementation import Implementation
+from sgl_kernels.core.selection.implementation import Implementation
 from sgl_kernels.ops._modulation import aligned
 from sgl_kernels.ops.activation import reference as activation
 from sgl_kernels.ops.modulate import reference as modulate

@@ -10,10 +10,10 @@ import torch
 
 from sgl_kernels.backends._attention import without_hidden
 from sgl_kernels.core.device import Device
-from sgl_kernels.core.implementation import Fidelity, Implementation
-from sgl_kernels.core.packages import VersionOf
-from sgl_kernels.core.requires import FLOATS, HALF, Requires
-from sgl_kernels.core.verdict import Reason, Rejected
+from sgl_kernels.core.selection.implementation import Fidelity, Implementation
+from sgl_kernels.core.selection.packages import VersionOf
+from sgl_kernels.core.selection.requires import FLOATS, HALF, Requires
+from sgl_kernels.core.selection.verdict import Reason, Rejected
 from sgl_kernels.kernels.triton import configs
 from sgl_kernels.ops.attention.reference import sequences
 

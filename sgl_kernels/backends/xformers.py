@@ -25,9 +25,9 @@ from sgl_kernels.backends._attention import (
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends._order import rank
 from sgl_kernels.core.device import Device
-from sgl_kernels.core.implementation import Implementation
-from sgl_kernels.core.requires import FLOATS, Requires
-from sgl_kernels.core.verdict import Reason, Rejected
+from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.requires import FLOATS, Requires
+from sgl_kernels.core.selection.verdict import Reason, Rejected
 
 
 def _aligned_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -163,7 +163,7 @@ def op_names(option: str, names: Iterable[str]) -> tuple[str, ...]:
 
 def backend_names(option: str, text: str | None) -> tuple[str, ...]:
     """Backend names and aliases of a comma list, resolved; None gives none."""
-    from sgl_kernels.core.names import resolve_names
+    from sgl_kernels.core.names.backends import resolve_names
 
     if text is None:
         return ()

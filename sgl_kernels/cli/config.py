@@ -23,10 +23,10 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Read a configuration file and name everything that is wrong with it, each with line and key."""
-    from sgl_kernels.core.configfile import find_file, load_file
     from sgl_kernels.core.errors import ConfigError
     from sgl_kernels.core.registry import registry
     from sgl_kernels.core.settings import check_files, load_settings, settle
+    from sgl_kernels.core.settings.file import find_file, load_file
 
     problem = ""
     found = str(file)
@@ -73,9 +73,9 @@ def show(
 
 
 def _rows(settings: Any) -> list[dict[str, Any]]:
-    from sgl_kernels.core.policy import OPS
-    from sgl_kernels.core.sources import TABLE
-    from sgl_kernels.core.variable import show as shown
+    from sgl_kernels.core.selection.policy import OPS
+    from sgl_kernels.core.settings.variable import show as shown
+    from sgl_kernels.core.settings.variables import TABLE
 
     rows: list[dict[str, Any]] = [
         {"key": row.key, "value": shown(row, settings.value(row.key)), "origin": settings.origin(row.key)}

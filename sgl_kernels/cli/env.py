@@ -20,8 +20,8 @@ def env(
     """Every environment variable: value, origin, default, meaning, and whether anything acts on it yet."""
     from rich.table import Table
 
-    from sgl_kernels.core.environment import describe
     from sgl_kernels.core.settings import load_settings
+    from sgl_kernels.core.settings.environment import describe
 
     rows = describe(load_settings(), os.environ)
     if section is not None:

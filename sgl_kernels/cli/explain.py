@@ -134,7 +134,7 @@ def _pretend(packages: list[str]) -> Callable[[str], Any]:
     from packaging.utils import canonicalize_name
     from packaging.version import InvalidVersion, Version
 
-    from sgl_kernels.core.packages import installed_version
+    from sgl_kernels.core.selection.packages import installed_version
 
     pretended: list[tuple[str, Any]] = []
     asked = _asked_for()
@@ -176,7 +176,7 @@ def _asked_for() -> list[str]:
 def _print(selection: Any, note: str) -> None:
     from rich.markup import escape
 
-    from sgl_kernels.core.verdict import describe_facts
+    from sgl_kernels.core.selection.verdict import describe_facts
     from sgl_kernels.tools.page.html import Mark, Table, rich_table
 
     console = _common.console()

@@ -9,21 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import compose
+from sgl_kernels.core.names.backends import resolve_names
+from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.packages import VersionOf, installed_version
+from sgl_kernels.core.selection.policy import OpPolicy, Scope, attention_shape_class
+from sgl_kernels.core.selection.select import select
+from sgl_kernels.core.selection.tuning import TuningRecord, TuningTable, load_tables
+from sgl_kernels.core.selection.verdict import Reason, Rejected, Selection
+
 from .device import Device, probe
 from .errors import ConfigError, UnsupportedError, mark_refused
-from .implementation import Implementation
-from .names import resolve_names
 from .op import Case, Op
-from .packages import VersionOf, installed_version
-from .policy import OpPolicy, Scope, attention_shape_class
 from .registry import Registry, registry
-from .select import select
-from .tuning import TuningRecord, TuningTable, load_tables
-from .verdict import Reason, Rejected, Selection
+from .wrapping import compose
 
 if TYPE_CHECKING:
-    from .record import Recorder
+    from sgl_kernels.core.wrapping.record import Recorder
+
     from .settings import Settings
 
 MAX_BOUND = 8192  # keys hold exact shapes, so a server with free-length prompts would grow the memo for ever

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .verdict import Selection
+    from sgl_kernels.core.selection.verdict import Selection
 
 
 class ConfigError(ValueError):

@@ -174,7 +174,7 @@ class Op:
     )
     lossy_tolerance: float = 0.1  # relative L2 a LOSSY implementation may err by on a test case
     sampled: Callable[[Any, tuple[Any, ...], int], tuple[Tensor, Tensor, Tensor]] | None = (
-        None  # (result, arguments, turn) -> some rows of the result, and the exact ones; see core/guard.py
+        None  # (result, arguments, turn) -> some rows of the result, and the exact ones; see wrapping/lossy_guard.py
     )
     in_place: Callable[..., tuple[tuple[tuple[str, Tensor], ...], ...]] | None = (
         None  # schema arguments -> for each result the (argument, tensor) that out= may be, whole: every kernel

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .implementation import Implementation
+from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.verdict import Reason, Rejected
+
 from .op import Op
-from .verdict import Reason, Rejected
 
 if TYPE_CHECKING:
     from .dispatch import Dispatcher

@@ -107,7 +107,7 @@ def _apply() -> Any:
 def _module(name: str) -> Any:
     if name not in LIBRARIES:
         from sgl_kernels.core.errors import ConfigError
-        from sgl_kernels.core.names import did_you_mean
+        from sgl_kernels.core.names.backends import did_you_mean
 
         raise ConfigError(
             f"install: name is {name!r}{did_you_mean(name, LIBRARIES) or ';'} expected one of {', '.join(LIBRARIES)}"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgl_kernels.core.packages import installed_version
+from sgl_kernels.core.selection.packages import installed_version
 from sgl_kernels.integrations.checkpoints_header import (
     CheckpointError,
     Entry,

@@ -15,7 +15,7 @@ from packaging.version import Version
 from torch import Tensor
 
 from sgl_kernels.core.errors import ConfigError
-from sgl_kernels.core.packages import installed_version
+from sgl_kernels.core.selection.packages import installed_version
 from sgl_kernels.integrations import native, processors
 from sgl_kernels.ops.attention import compat
 from sgl_kernels.ops.attention.api import attention, attention_lse

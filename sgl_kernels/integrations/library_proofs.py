@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sgl_kernels.core.dispatch import Dispatcher, activate
-from sgl_kernels.core.policy import OpPolicy
+from sgl_kernels.core.selection.policy import OpPolicy
 from sgl_kernels.core.settings import Settings
 from sgl_kernels.integrations.modules import HOOK, Hook
 from sgl_kernels.integrations.proofs import NotProvenError, attempt

@@ -215,6 +215,6 @@ def _worth(layer: Any, activation: str) -> bool:
 
 
 def _runs(requires: Any, facts: LinearFacts, device: Device) -> bool:
-    from sgl_kernels.core.packages import installed_version
+    from sgl_kernels.core.selection.packages import installed_version
 
     return requires.rejects(facts.dtype, device, installed_version) is None

@@ -16,7 +16,7 @@ from packaging.version import Version
 
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.log import warn_once
-from sgl_kernels.core.packages import installed_version
+from sgl_kernels.core.selection.packages import installed_version
 from sgl_kernels.integrations.holding import Exchange, Hold
 from sgl_kernels.integrations.transformers_attention import attention_interface, mask_interface
 from sgl_kernels.integrations.transformers_contract import HARMLESS, NAME, read_ahead, takes_name

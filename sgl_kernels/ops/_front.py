@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
 
 from sgl_kernels.core.dispatch import Run, current
-from sgl_kernels.core.names import resolve_names
+from sgl_kernels.core.names.backends import resolve_names
 from sgl_kernels.core.op import Op
 from sgl_kernels.core.sharding import is_dtensor, prepare
 from sgl_kernels.core.tensors import derivative_asked, functorch_active, is_subclass, watches

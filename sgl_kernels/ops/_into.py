@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sgl_kernels.core.into import into, traced_into
 from sgl_kernels.core.op import Op
+from sgl_kernels.core.out import into, traced_into
 from sgl_kernels.core.tensors import is_subclass
 from sgl_kernels.ops._key import is_opaque
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sgl_kernels.core.implementation import Fidelity, Implementation
-from sgl_kernels.core.names import ALIASES
+from sgl_kernels.core.names.backends import ALIASES
 from sgl_kernels.core.registry import Registry, registry
+from sgl_kernels.core.selection.implementation import Fidelity, Implementation
 from sgl_kernels.tools.page.html import Table
 
 

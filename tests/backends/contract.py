@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.core.registry import registry
+from sgl_kernels.core.selection.implementation import Implementation
 from tests import evidence
 
 TOLERANCE = {torch.float32: 2e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}

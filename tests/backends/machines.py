@@ -11,9 +11,9 @@ from packaging.version import Version
 from sgl_kernels.core.device import Device, parse_device
 from sgl_kernels.core.dispatch import Dispatcher
 from sgl_kernels.core.registry import registry
-from sgl_kernels.core.sections import Apple
+from sgl_kernels.core.selection.verdict import Selection
 from sgl_kernels.core.settings import Settings
-from sgl_kernels.core.verdict import Selection
+from sgl_kernels.core.settings.sections import Apple
 
 MLX_ON = Settings(apple=Apple(use_mlx=True))
 TRITON = {"triton": "3.7.1"}

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from packaging.version import Version
 
-from sgl_kernels.core import packages
 from sgl_kernels.core.device import parse_device
 from sgl_kernels.core.dispatch import Dispatcher
 from sgl_kernels.core.registry import registry
-from sgl_kernels.core.sections import Rocm
+from sgl_kernels.core.selection import packages
+from sgl_kernels.core.selection.verdict import Reason
 from sgl_kernels.core.settings import OpPolicy, Settings
-from sgl_kernels.core.verdict import Reason
+from sgl_kernels.core.settings.sections import Rocm
 from sgl_kernels.ops.attention import reference
 from tests.backends import contract
 

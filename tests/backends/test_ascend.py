@@ -11,7 +11,7 @@ from packaging.version import Version
 
 import sgl_kernels
 from sgl_kernels.core.registry import Registry, registry
-from sgl_kernels.core.verdict import Reason, Rejected
+from sgl_kernels.core.selection.verdict import Reason, Rejected
 from tests.backends import contract, npu_ops
 
 OPS = [i.op for name in registry.ops() for i in registry.implementations(name) if i.backend == "ascend"]

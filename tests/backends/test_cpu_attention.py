@@ -7,7 +7,7 @@ import torch
 
 from sgl_kernels.backends.cpu_attention import IMPLEMENTATIONS
 from sgl_kernels.core.device import Device
-from sgl_kernels.core.implementation import Fidelity
+from sgl_kernels.core.selection.implementation import Fidelity
 from sgl_kernels.ops.attention.spec import dense_facts
 
 DENSE, LSE, VARLEN, SAGE = IMPLEMENTATIONS

@@ -9,13 +9,13 @@ from packaging.version import Version
 
 import sgl_kernels
 from sgl_kernels.backends._bugs import known_bugs
-from sgl_kernels.core.bugs import Bug
 from sgl_kernels.core.device import Device, parse_device
 from sgl_kernels.core.op import Op
 from sgl_kernels.core.registry import registry
-from sgl_kernels.core.select import select
+from sgl_kernels.core.selection.bugs import Bug
+from sgl_kernels.core.selection.select import select
+from sgl_kernels.core.selection.verdict import Reason
 from sgl_kernels.core.settings import OpPolicy
-from sgl_kernels.core.verdict import Reason
 
 PLATFORM_OF = {"sm": "cuda", "gfx": "rocm"}
 CANDIDATES = {

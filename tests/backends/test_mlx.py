@@ -12,9 +12,9 @@ from packaging.version import Version
 from sgl_kernels.core.device import parse_device
 from sgl_kernels.core.dispatch import Dispatcher
 from sgl_kernels.core.registry import Registry, registry
-from sgl_kernels.core.sections import Apple
+from sgl_kernels.core.selection.verdict import Reason
 from sgl_kernels.core.settings import OpPolicy, Settings, load_settings
-from sgl_kernels.core.verdict import Reason
+from sgl_kernels.core.settings.sections import Apple
 from tests.backends import contract
 
 mx = pytest.importorskip("mlx.core", reason="pip install mlx[cpu] to test the crossing to MLX")

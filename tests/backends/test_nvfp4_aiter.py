@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sgl_kernels.core.device import parse_device
 from sgl_kernels.core.registry import registry
-from sgl_kernels.core.select import select
+from sgl_kernels.core.selection.select import select
 from sgl_kernels.core.settings import OpPolicy
 from sgl_kernels.ops.nvfp4 import reference
 from sgl_kernels.ops.nvfp4.formats import MXFP4, ScaledTensor

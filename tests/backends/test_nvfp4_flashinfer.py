@@ -16,7 +16,7 @@ from sgl_kernels.core.device import parse_device
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.op import TensorSpec
 from sgl_kernels.core.registry import registry
-from sgl_kernels.core.select import select
+from sgl_kernels.core.selection.select import select
 from sgl_kernels.core.settings import OpPolicy, load_settings
 from sgl_kernels.ops.nvfp4 import reference
 from sgl_kernels.ops.nvfp4.formats import NVFP4

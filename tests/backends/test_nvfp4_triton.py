@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sgl_kernels.backends.nvfp4_triton import IMPLEMENTATIONS, MOST_ROWS
-from sgl_kernels.core.verdict import Reason
+from sgl_kernels.core.selection.verdict import Reason
 from sgl_kernels.ops.nvfp4.spec import LinearFacts
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sgl_kernels.backends._bugs import known_bugs
-from sgl_kernels.core.implementation import Fidelity
+from sgl_kernels.core.selection.implementation import Fidelity
 from sgl_kernels.ops.attention import reference
 from sgl_kernels.ops.rope import reference as rope
 from tests.backends import contract

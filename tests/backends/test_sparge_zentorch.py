@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from packaging.version import Version
 
 import sgl_kernels
-from sgl_kernels.core.implementation import Fidelity
 from sgl_kernels.core.op import Case, TensorSpec
 from sgl_kernels.core.registry import registry
-from sgl_kernels.core.verdict import Reason
+from sgl_kernels.core.selection.implementation import Fidelity
+from sgl_kernels.core.selection.verdict import Reason
 from sgl_kernels.ops.attention import reference
 from tests import evidence
 from tests.backends import contract

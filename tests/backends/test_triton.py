@@ -10,9 +10,9 @@ import sgl_kernels  # noqa: F401 - defines the ops
 from sgl_kernels.backends import triton as backend
 from sgl_kernels.core.device import Device, parse_device
 from sgl_kernels.core.registry import registry
-from sgl_kernels.core.select import select
+from sgl_kernels.core.selection.select import select
+from sgl_kernels.core.selection.verdict import Reason
 from sgl_kernels.core.settings import OpPolicy
-from sgl_kernels.core.verdict import Reason
 from sgl_kernels.kernels.triton import configs
 
 H100, MI300, RX7900 = (parse_device(d) for d in ("cuda:sm90", "rocm:gfx942", "rocm:gfx1100"))

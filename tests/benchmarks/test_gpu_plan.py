@@ -214,10 +214,10 @@ def test_graph_and_sanitizer_steps_know_their_own_answers(tmp_path, monkeypatch)
 def test_a_first_call_inside_a_capture_says_warm_up_first(monkeypatch):
     import torch
 
-    from sgl_kernels.core import compose
     from sgl_kernels.core.dispatch import Dispatcher
     from sgl_kernels.core.registry import registry
     from sgl_kernels.core.settings import Settings
+    from sgl_kernels.core.wrapping import compose
 
     class OnCuda:
         __class__ = torch.Tensor

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from sgl_kernels.cli import app
 from sgl_kernels.core import registry as registry_module
-from sgl_kernels.core.implementation import Implementation
+from sgl_kernels.core.selection.implementation import Implementation
 
 runner = CliRunner()
 
@@ -167,7 +167,7 @@ def test_explain_fails_when_nothing_serves_the_call():
 
 
 def test_env_lists_every_variable_with_its_origin():
-    from sgl_kernels.core.sources import BY_NAME
+    from sgl_kernels.core.settings.variables import BY_NAME
 
     rows = run_json("env")
     assert {row["name"] for row in rows} == set(BY_NAME)

@@ -86,9 +86,9 @@ def test_every_command_has_a_line_here():
 def folder(tmp_path_factory):
     """What the lines name: a dump, an empty checkout, results, a file."""
     import sgl_kernels
-    from sgl_kernels.core import dump as dumps  # noqa: F401 - registers the format
     from sgl_kernels.core.dispatch import Dispatcher, activate
     from sgl_kernels.core.settings import Settings, TraceSettings
+    from sgl_kernels.core.wrapping import dump as dumps  # noqa: F401 - registers the format
 
     root = tmp_path_factory.mktemp("cli")
     trace = TraceSettings(level=10, dest=str(root / "trace.log"), dump_dir=str(root / "dumps"))

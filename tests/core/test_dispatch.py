@@ -14,10 +14,10 @@ import torch
 import sgl_kernels
 from sgl_kernels.core import dispatch
 from sgl_kernels.core.dispatch import Dispatcher, activate, current
-from sgl_kernels.core.implementation import Fidelity, Implementation
 from sgl_kernels.core.registry import Registry, registry
+from sgl_kernels.core.selection.implementation import Fidelity, Implementation
+from sgl_kernels.core.selection.verdict import Reason, Rejected
 from sgl_kernels.core.settings import Settings, load_settings
-from sgl_kernels.core.verdict import Reason, Rejected
 
 
 def _marked(value: float):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 import sgl_kernels  # noqa: F401 - defines the ops
-from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.core.registry import Registry, registry
-from sgl_kernels.core.verdict import Reason, Rejected
+from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.verdict import Reason, Rejected
 
 
 def _fresh() -> Registry:
@@ -54,7 +54,7 @@ def test_a_broken_module_is_a_failure_not_a_crash(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("")
     (package / "bad.py").write_text("raise RuntimeError('no driver')")
     (package / "good.py").write_text(
-        "from sgl_kernels.core.implementation import Implementation\n"
+        "from sgl_kernels.core.selection.implementation import Implementation\n"
         "IMPLEMENTATIONS = (Implementation(op='attention', backend='good', load=lambda c: print),)\n"
     )
     (package / "_helper.py").write_text("raise RuntimeError('never imported')")

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import sgl_kernels
-from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.core.registry import registry
+from sgl_kernels.core.selection.implementation import Implementation
 from sgl_kernels.integrations import remove
 from sgl_kernels.integrations.applying import is_applied
 from tests.integrations import tiny
@@ -268,7 +268,7 @@ def twins(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @torch.no_grad()
 def test_rules_see_role_and_layer(twins: None) -> None:
-    from sgl_kernels.core.policy import Rule
+    from sgl_kernels.core.selection.policy import Rule
 
     model, run = tiny.wan()
     parent = sgl_kernels.core.dispatch.current()

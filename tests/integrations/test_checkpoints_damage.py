@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from sgl_kernels.core.packages import installed_version
+from sgl_kernels.core.selection.packages import installed_version
 from sgl_kernels.integrations.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from sgl_kernels.integrations.checkpoints_files import open_checkpoint, read_tensors
 from sgl_kernels.integrations.checkpoints_header import read_header, shown

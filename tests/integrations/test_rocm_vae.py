@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import sgl_kernels
-from sgl_kernels.core import dispatch, packages
+from sgl_kernels.core import dispatch
 from sgl_kernels.core.device import Device
 from sgl_kernels.core.dispatch import Dispatcher, activate
-from sgl_kernels.core.sections import Rocm
+from sgl_kernels.core.selection import packages
 from sgl_kernels.core.settings import Settings
+from sgl_kernels.core.settings.sections import Rocm
 from sgl_kernels.integrations import rocm_vae
 from tests.backends import contract
 from tests.backends.test_aiter import groupnorm_run

@@ -12,7 +12,7 @@ import torch
 
 from sgl_kernels.backends import nvfp4_cpu
 from sgl_kernels.core.registry import registry
-from sgl_kernels.core.verdict import Rejected
+from sgl_kernels.core.selection.verdict import Rejected
 from sgl_kernels.ops.nvfp4 import reference
 from sgl_kernels.ops.nvfp4.api import for_device, nvfp4_linear, nvfp4_quantize
 from sgl_kernels.ops.nvfp4.layouts import to_layout

@@ -8,8 +8,8 @@ import torch
 import sgl_kernels
 from sgl_kernels.core import log
 from sgl_kernels.core.dispatch import Dispatcher, activate
+from sgl_kernels.core.selection.verdict import Reason
 from sgl_kernels.core.settings import Settings
-from sgl_kernels.core.verdict import Reason
 from sgl_kernels.kernels.cpu import loader
 from sgl_kernels.tools.doctor import diagnosis as doctor
 

@@ -10,7 +10,7 @@ import torch
 
 import sgl_kernels  # noqa: F401 - defines the ops
 from sgl_kernels.core.device import probe
-from sgl_kernels.core.packages import installed_version
+from sgl_kernels.core.selection.packages import installed_version
 from sgl_kernels.tools.parity.cell import matrix, run_cell
 from tests import evidence
 

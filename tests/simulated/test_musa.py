@@ -9,7 +9,7 @@ import torch
 
 import sgl_kernels
 from sgl_kernels.core.device import Device, probe, target_device
-from sgl_kernels.core.packages import installed_version
+from sgl_kernels.core.selection.packages import installed_version
 from sgl_kernels.ops.attention import reference
 from tests.simulated import device, end_to_end
 

@@ -10,10 +10,10 @@ import torch
 import sgl_kernels
 from sgl_kernels.core.device import Device, platform_is_present, probe, target_device
 from sgl_kernels.core.dispatch import Dispatcher, activate
-from sgl_kernels.core.packages import installed_version
 from sgl_kernels.core.registry import Registry, registry
+from sgl_kernels.core.selection.packages import installed_version
+from sgl_kernels.core.selection.verdict import Reason
 from sgl_kernels.core.settings import Settings
-from sgl_kernels.core.verdict import Reason
 from tests.backends import npu_ops
 from tests.simulated import device, end_to_end
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.core.registry import registry
+from sgl_kernels.core.selection.implementation import Implementation
 from sgl_kernels.testing import check_backend
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "third_party_backend"
@@ -75,7 +75,7 @@ def test_what_is_wrong_is_found(run, message):
 
 
 def test_a_backend_that_never_runs_is_found():
-    from sgl_kernels.core.requires import Requires
+    from sgl_kernels.core.selection.requires import Requires
 
     never = dataclasses.replace(_rms(_right), requires=Requires(platforms=frozenset({"npu"})))
     with pytest.raises(AssertionError, match="no case ran; the first was skipped for platform"):

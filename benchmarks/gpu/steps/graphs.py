@@ -12,9 +12,9 @@ from benchmarks.gpu.steps.present import present
 from benchmarks.gpu.task import Task
 from sgl_kernels.core.dispatch import Dispatcher, activate
 from sgl_kernels.core.op import Op
-from sgl_kernels.core.packages import installed_version
+from sgl_kernels.core.selection.packages import installed_version
+from sgl_kernels.core.selection.verdict import Rejected
 from sgl_kernels.core.settings import Settings
-from sgl_kernels.core.verdict import Rejected
 from sgl_kernels.tools.parity.cell import verdict
 
 WARMING = 3

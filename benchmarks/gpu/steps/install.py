@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.gpu.task import Task, environment
-from sgl_kernels.core.packages import missing
+from sgl_kernels.core.selection.packages import missing
 
 PATIENCE = 240  # seconds for one package: a source build of flash-attn takes hours
 

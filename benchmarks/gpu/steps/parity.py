@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.gpu.steps.present import present
 from benchmarks.gpu.task import Task
-from sgl_kernels.core.verdict import Reason
+from sgl_kernels.core.selection.verdict import Reason
 from sgl_kernels.tools.parity.cell import matrix, run_cell
 
 NOT_THE_CALL = (Reason.PLATFORM.value, Reason.PACKAGE.value, Reason.LOAD.value)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 
 from benchmarks.gpu.task import Task
-from sgl_kernels.core.implementation import Implementation
-from sgl_kernels.core.packages import installed_version
 from sgl_kernels.core.registry import registry
-from sgl_kernels.core.verdict import Reason, Rejected
+from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.packages import installed_version
+from sgl_kernels.core.selection.verdict import Reason, Rejected
 
 DOWNLOADS = frozenset({"hf_kernels"})
 """Backends that fetch and run code at their first use, which nobody asked for here."""

@@ -10,9 +10,9 @@ from torch.compiler import is_compiling
 
 from sgl_kernels.core.device import Device, probe
 from sgl_kernels.core.dispatch import current
-from sgl_kernels.core.packages import installed_version
 from sgl_kernels.core.registry import registry
-from sgl_kernels.core.verdict import Rejected
+from sgl_kernels.core.selection.packages import installed_version
+from sgl_kernels.core.selection.verdict import Rejected
 from sgl_kernels.ops._front import Front
 from sgl_kernels.ops._key import is_opaque, is_plain
 from sgl_kernels.ops._validate import short

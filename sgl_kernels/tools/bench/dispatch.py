@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 import sgl_kernels
 from sgl_kernels.core.dispatch import Dispatcher, activate
-from sgl_kernels.core.packages import installed_version
+from sgl_kernels.core.selection.packages import installed_version
 from sgl_kernels.core.settings import load_settings
 from sgl_kernels.ops import _fingerprint
 from sgl_kernels.ops.attention import api as attention_api

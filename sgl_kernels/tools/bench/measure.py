@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from sgl_kernels.core.device import probe
-from sgl_kernels.core.implementation import Fidelity, Implementation
 from sgl_kernels.core.op import Case, Cost, Op
-from sgl_kernels.core.packages import installed_version
 from sgl_kernels.core.registry import Registry, registry
-from sgl_kernels.core.verdict import Rejected
+from sgl_kernels.core.selection.implementation import Fidelity, Implementation
+from sgl_kernels.core.selection.packages import installed_version
+from sgl_kernels.core.selection.verdict import Rejected
 from sgl_kernels.tools.bench.ceilings import Ceilings
 from sgl_kernels.tools.bench.clock import Timing, beyond_caches_mib, clock_of, interleave
 from sgl_kernels.tools.bench.oracle import Oracle

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgl_kernels.core.dump import CALL, COMPLETED, FORMAT, INPUTS, OUTPUTS
 from sgl_kernels.core.errors import ConfigError
+from sgl_kernels.core.wrapping.dump import CALL, COMPLETED, FORMAT, INPUTS, OUTPUTS
 
 
 @dataclass(frozen=True, slots=True)

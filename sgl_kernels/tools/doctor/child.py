@@ -113,7 +113,7 @@ def main(names: Sequence[str]) -> None:
     """The child: load each backend, saying before and after which one it is."""
     import sgl_kernels  # noqa: F401 - defines the ops
     from sgl_kernels.core.registry import registry
-    from sgl_kernels.core.verdict import Rejected
+    from sgl_kernels.core.selection.verdict import Rejected
 
     def say(**message: object) -> None:
         print(f"\n{MARK}{json.dumps(message)}", flush=True)

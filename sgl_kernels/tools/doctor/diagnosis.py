@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from sgl_kernels._version import __version__
-from sgl_kernels.core import environment
 from sgl_kernels.core.device import (
     PREFERENCE,
     Device,
@@ -30,12 +29,12 @@ from sgl_kernels.core.device import (
     torch_device,
 )
 from sgl_kernels.core.errors import ConfigError
-from sgl_kernels.core.implementation import Implementation
-from sgl_kernels.core.packages import VersionOf, installed_version
 from sgl_kernels.core.registry import Registry, registry
-from sgl_kernels.core.requires import FLOATS
-from sgl_kernels.core.settings import check_files, load_settings
-from sgl_kernels.core.verdict import Reason, Rejected
+from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.packages import VersionOf, installed_version
+from sgl_kernels.core.selection.requires import FLOATS
+from sgl_kernels.core.selection.verdict import Reason, Rejected
+from sgl_kernels.core.settings import check_files, environment, load_settings
 from sgl_kernels.kernels.cpu import loader
 from sgl_kernels.kernels.cpu.loader import LIBRARY_VARIABLE
 from sgl_kernels.ops import _fingerprint as keys

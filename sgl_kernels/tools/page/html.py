@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sgl_kernels.core.record import Report
+from sgl_kernels.core.wrapping.record import Report
 from sgl_kernels.tools.page.charts import Bar, bar_chart, line_chart
 
 if TYPE_CHECKING:

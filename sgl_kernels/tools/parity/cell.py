@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from sgl_kernels.core.device import Device, probe
-from sgl_kernels.core.implementation import Fidelity, Implementation
 from sgl_kernels.core.op import Case, Op
-from sgl_kernels.core.packages import VersionOf, installed_version
 from sgl_kernels.core.registry import Registry, registry
-from sgl_kernels.core.select import select
+from sgl_kernels.core.selection.implementation import Fidelity, Implementation
+from sgl_kernels.core.selection.packages import VersionOf, installed_version
+from sgl_kernels.core.selection.select import select
+from sgl_kernels.core.selection.verdict import Rejected
 from sgl_kernels.core.settings import OpPolicy
-from sgl_kernels.core.verdict import Rejected
 from sgl_kernels.tools.parity.tolerance import EXACT_FACTOR, FEW, FLOOR_FACTOR, Error, allowed, measure
 
 FLOOR = "torch_sdpa"

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from benchmarks.pages import support_matrix, tables
 from benchmarks.pages.__main__ import app
 from sgl_kernels.core.registry import Registry, registry
-from sgl_kernels.core.sources import BY_NAME
+from sgl_kernels.core.settings.variables import BY_NAME
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).resolve().parents[3]

@@ -13,7 +13,7 @@ from sgl_kernels.tools.doctor import child as doctor_probe
 from sgl_kernels.tools.doctor import diagnosis as doctor
 
 BACKEND = """
-    from sgl_kernels.core.implementation import Implementation
+    from sgl_kernels.core.selection.implementation import Implementation
 
     def load(config):
         {body}

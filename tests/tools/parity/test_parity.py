@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import sgl_kernels  # noqa: F401 - defines the ops
-from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.core.registry import registry
-from sgl_kernels.core.requires import FLOATS, Requires
+from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.requires import FLOATS, Requires
 from sgl_kernels.ops.attention import reference
 from sgl_kernels.tools.parity.cell import DRAWS, run_cell
 

@@ -1,0 +1,335 @@
+"""Everything a user can choose, as one immutable value that knows where each part came from."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sgl_kernels.core import log
+from sgl_kernels.core.errors import ConfigError
+from sgl_kernels.core.names.backends import KnownNames
+from sgl_kernels.core.selection.policy import OP_GROUPS, OPS, OpPolicy, Rule, Scope, attention_shape_class
+
+from . import environment
+from .layer import (
+    POLICY_FIELDS,
+    Layer,
+    Located,
+    check_key,
+    freeze,
+    policy_ops,
+    scope_of,
+    specificity,
+    split_policy_key,
+)
+from .rules import read_rules
+from .sections import Apple, CacheDit, CacheKnobs, CloudStorage, Quantization, Rocm, Runtime, TraceSettings
+from .variable import coerce
+from .variables import BY_KEY
+
+__all__ = [
+    "OPS",
+    "OP_GROUPS",
+    "SOURCES",
+    "Apple",
+    "CacheDit",
+    "CacheKnobs",
+    "CloudStorage",
+    "Layer",
+    "Located",
+    "OpPolicy",
+    "Quantization",
+    "Rocm",
+    "Rule",
+    "Runtime",
+    "Scope",
+    "Settings",
+    "TraceSettings",
+    "attention_shape_class",
+    "load_settings",
+    "settle",
+]
+
+SOURCES: tuple[str, ...] = ("built-in", "configuration file", "environment", "command-line flags")
+"""Weakest to strongest. Above them stand `with use(...)` and then the call's own `backend=`."""
+
+
+ANYWHERE = Scope()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything a user can choose. Immutable, hashable, and able to say where each value came from."""
+
+    default: OpPolicy = field(default_factory=OpPolicy)
+    ops: tuple[tuple[str, OpPolicy], ...] = ()  # only the ops that differ from `default`
+    rules: tuple[Rule, ...] = ()
+    options: tuple[tuple[str, tuple[tuple[str, object], ...]], ...] = ()  # backend -> options
+    target_device: str | None = None  # None: the best platform present
+    trace: TraceSettings = field(default_factory=TraceSettings)
+    check: bool = False
+    tuning_paths: tuple[str, ...] = ()
+    cpu_isa: str | None = None
+    attention_config: str | None = None  # the file that was read
+    cache_root: str = "~/.cache/sgl_diffusion"  # load_settings puts the home directory in
+    config_root: str = "~/.config/sgl_diffusion"
+    logging_level: str = "INFO"
+    runtime: Runtime = field(default_factory=Runtime)
+    apple: Apple = field(default_factory=Apple)
+    rocm: Rocm = field(default_factory=Rocm)
+    quantization: Quantization = field(default_factory=Quantization)
+    cache_dit: CacheDit = field(default_factory=CacheDit)
+    cloud: CloudStorage = field(default_factory=CloudStorage)
+    origins: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # dotted key -> where it was set
+
+    def policy(self, op: str, scope: Scope = ANYWHERE, shape_class: str = "") -> OpPolicy:
+        """The policy of `op` for a call: the first rule that matches, else the op's own, else the default."""
+        policy = next((found for name, found in self.ops if name == op), self.default)
+        for rule in self.rules:
+            if rule.matches(op, scope, shape_class):
+                return dataclasses.replace(policy, prefer=rule.prefer, origin=rule.origin)
+        return policy
+
+    def options_for(self, backend: str) -> dict[str, object]:
+        """The options a configuration file gives to one backend."""
+        return dict(next((pairs for name, pairs in self.options if name == backend), ()))
+
+    def origin(self, key: str) -> str:
+        """Where the value under a dotted key was set; 'built-in' if nobody set it."""
+        return dict(self.origins).get(key, SOURCES[0])
+
+    def value(self, key: str) -> Any:
+        """The value under a dotted key of core/settings/variables.py, such as 'cache_dit.secondary.fn'."""
+        if key == "attention.backends":
+            return self.policy("attention").prefer
+        found: Any = self
+        for part in key.split("."):
+            found = getattr(found, part)
+        return found
+
+    def replace(self, **changes: Any) -> Settings:
+        """A copy with some fields exchanged, as dataclasses.replace."""
+        return dataclasses.replace(self, **changes)
+
+    def override(
+        self,
+        *,
+        backend: str | Iterable[str] | None = None,
+        per_op: Mapping[str, str | Iterable[str] | OpPolicy] | None = None,
+        strict: bool | None = None,
+        allow_lossy: bool | None = None,
+        trace_level: int | None = None,
+        check: bool | None = None,
+        known_backends: KnownNames = (),
+        known_ops: Collection[str] = (),
+        origin: str = "use(...)",
+    ) -> Settings:
+        """A copy for `with use(...)`: stronger than every source, so rules about the same ops give way.
+
+        `backend` speaks for every op; the keys of `per_op` are op or group names ('norm'), and win over it.
+        `known_backends` and `known_ops` are further names that are right.
+
+        Raises ConfigError for an unknown op or backend, with the nearest match.
+        """
+        layer: dict[str, object] = {
+            "default.backends": backend,
+            "default.strict": strict,
+            "default.allow_lossy": allow_lossy,
+            "trace.level": trace_level,
+            "check": check,
+        }
+        named: set[str] = set()  # an OpPolicy is already made of canonical names
+        for name, wanted in (per_op or {}).items():
+            scope = scope_of(name)
+            if isinstance(wanted, OpPolicy):
+                named |= {*wanted.prefer, *wanted.deny}
+                layer |= {f"{scope}.backends": wanted.prefer, f"{scope}.deny": wanted.deny}
+                layer |= {f"{scope}.strict": wanted.strict, f"{scope}.allow_lossy": wanted.allow_lossy}
+            else:
+                layer[f"{scope}.backends"] = wanted
+        draft = _Draft(self, known_ops)
+        draft.apply(origin, layer, (lambda: named | {*_known(known_backends)}) if named else known_backends)
+        return draft.settings()
+
+
+def _known(known: KnownNames) -> Iterable[str]:
+    return known() if callable(known) else known
+
+
+class _Draft:
+    """Settings under construction: every op spelled out, layers written one over the other."""
+
+    def __init__(self, base: Settings, known_ops: Collection[str] = ()) -> None:
+        self.base = base
+        self.known_ops = known_ops
+        own = dict(base.ops)
+        every = dict.fromkeys((*policy_ops("default", known_ops), *own))
+        self.policies = {op: own.get(op, base.default) for op in every}
+        self.rules = list(base.rules)
+        self.options = dict(base.options)
+        self.values: dict[str, Any] = {}
+        self.origins = dict(base.origins)
+
+    def apply(self, label: str, layer: Layer, known: KnownNames) -> None:
+        """Write one layer over what is there. Inside a layer, ops win over groups, groups over 'default'."""
+        where = layer.where if isinstance(layer, Located) else {}
+        for key in sorted(layer, key=specificity):
+            value, origin = layer[key], where.get(key, label)
+            subject = _subject(key, origin)
+            check_key(key, origin)
+            if value is None:
+                continue
+            split = split_policy_key(key)
+            if split is not None:
+                ops = self._ops(split[0], origin)
+                self._apply_policy(
+                    ops, split[1], coerce(POLICY_FIELDS[split[1]], value, subject, known), origin
+                )
+            elif key.startswith("options."):
+                self._apply_options(key, value, subject, known)
+            elif key != "rules":
+                self.values[key] = coerce(BY_KEY[key], value, subject, known)
+            self.origins[key] = origin
+        rules = layer.get("rules")
+        if rules is not None:  # last, because a preference in this layer removes only weaker rules
+            self.rules = read_rules(rules, label, where, known) + self.rules
+
+    def _ops(self, scope: str, origin: str) -> tuple[str, ...]:
+        try:
+            return policy_ops(scope, self.known_ops)
+        except ConfigError as error:
+            raise ConfigError(f"{origin.removeprefix('file ')}: {error}") from None
+
+    def _apply_policy(self, ops: tuple[str, ...], name: str, value: Any, origin: str) -> None:
+        changes = {"prefer" if name == "backends" else name: value}
+        if name == "deny":
+            changes = {"deny": frozenset(value)}
+        elif name == "backends":
+            changes["origin"] = origin
+        for op in ops:
+            self.policies[op] = dataclasses.replace(self.policies[op], **changes)
+        if name == "backends":
+            self.rules = [rule for rule in self.rules if rule.op not in ops]
+
+    def _apply_options(self, key: str, value: object, subject: str, known: KnownNames) -> None:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{subject} is {value!r}; expected a mapping from option to value")
+        names = coerce(POLICY_FIELDS["backends"], key.removeprefix("options."), subject, known)
+        for name in names:
+            merged = dict(self.options.get(name, ())) | dict(freeze(value))
+            self.options[name] = tuple(sorted(merged.items()))
+
+    def settings(self) -> Settings:
+        """The finished value."""
+        self._fall_back_to_primary()
+        default = self.policies.pop("")
+        result = dataclasses.replace(
+            self.base,
+            default=default,
+            ops=tuple((op, policy) for op, policy in self.policies.items() if policy != default),
+            rules=tuple(self.rules),
+            options=tuple(sorted(self.options.items())),
+            origins=tuple(sorted(self.origins.items())),
+        )
+        for key, value in self.values.items():
+            result = _put(result, key.split("."), value)
+        bins = result.cache_dit.scm_compute_bins, result.cache_dit.scm_cache_bins
+        if bool(bins[0]) != bool(bins[1]):
+            raise ConfigError(
+                f"SGLANG_CACHE_DIT_SCM_COMPUTE_BINS is {list(bins[0])} and SGLANG_CACHE_DIT_SCM_CACHE_BINS "
+                f"is {list(bins[1])}; set both, or neither and use SGLANG_CACHE_DIT_SCM_PRESET"
+            )
+        return result
+
+    def _fall_back_to_primary(self) -> None:
+        for knob in dataclasses.fields(CacheKnobs):
+            primary, secondary = f"cache_dit.{knob.name}", f"cache_dit.secondary.{knob.name}"
+            if primary in self.values and secondary not in self.origins:
+                self.values[secondary] = self.values[primary]
+
+
+def _subject(key: str, origin: str) -> str:
+    """How an error names a setting: the variable, or the file's line and key, or the source and the key."""
+    if origin.startswith("environment "):
+        return origin.removeprefix("environment ")
+    return f"{origin.removeprefix('file ')}: {key}"
+
+
+def _put(target: Any, path: list[str], value: Any) -> Any:
+    if len(path) > 1:
+        value = _put(getattr(target, path[0]), path[1:], value)
+    return dataclasses.replace(target, **{path[0]: value})
+
+
+def settle(*layers: tuple[str, Layer], known_backends: KnownNames = ()) -> Settings:
+    """Settings from layers, weakest first, each with the name of its source.
+
+    A stronger source wins over a weaker one, whatever the two say it about; inside one source, rules win
+    over ops, ops over groups ('norm'), groups over 'default'. So a preference from the environment also
+    silences the rules of a file about the same ops. Secondary step-cache knobs that nobody set follow the
+    primary ones.
+
+    Raises ConfigError for an unknown key or a value that does not parse, with the nearest match.
+    """
+    draft = _Draft(Settings())
+    for label, layer in layers:
+        draft.apply(label, layer, known_backends)
+    return draft.settings()
+
+
+def load_settings(
+    environ: Mapping[str, str] | None = None,
+    flags: Layer | None = None,
+    known_backends: KnownNames | None = None,
+) -> Settings:
+    """The settings of this process: built-in values, configuration file, environment, command-line flags.
+
+    The one place that reads os.environ. With the process's own environment (`environ` None) it also sets
+    the level of our logger, and reads the tuning tables that are named. Names that look like ours and are not
+    are reported once, as a warning.
+    `known_backends` are further backend names; None asks the registry, and only for a name that is not ours.
+
+    Raises ConfigError for anything that does not parse, and for a configuration file that is not found.
+    """
+    own = environ is None
+    known = _registered if known_backends is None else known_backends
+    actual: Mapping[str, str] = os.environ if environ is None else environ
+    built_in = environment.built_in(actual)
+    variables = environment.expand(environment.from_env(actual), actual)
+    chosen = environment.expand(Located(flags or {}, getattr(flags, "where", {})), actual)
+    layers: list[tuple[str, Layer]] = [(SOURCES[0], built_in)]
+    path = chosen.get("attention_config") or variables.get("attention_config")
+    if path is not None:
+        from .file import find_file, load_file  # pydantic and yaml stay out of `import sgl_kernels`
+
+        root = chosen.get("config_root") or variables.get("config_root") or built_in["config_root"]
+        found = find_file(str(path), str(root))
+        layers.append((SOURCES[1], environment.expand(load_file(found, known), actual)))
+        (chosen if "attention_config" in chosen else variables)["attention_config"] = found
+    settings = settle(*layers, (SOURCES[2], variables), (SOURCES[3], chosen), known_backends=known)
+    for name, near in environment.unknown(actual):
+        log.warn_once(f"unknown variable {name}", f"{name} is not a variable of sgl_kernels{near}")
+    if own:
+        log.set_level(settings.logging_level)
+        check_files(settings)
+    return settings
+
+
+def check_files(settings: Settings) -> None:
+    """The files that settings name and calls will read are there and whole. Raises ConfigError if not."""
+    if settings.tuning_paths:
+        from sgl_kernels.core.selection.tuning import check_tables
+
+        origin = settings.origin("tuning_paths")
+        check_tables(settings.tuning_paths, _subject("tuning_paths", origin))
+
+
+def _registered() -> Collection[str]:
+    from sgl_kernels.core.registry import (
+        registry,
+    )  # the registry needs no settings, but imports more than they do
+
+    return registry.backends()
