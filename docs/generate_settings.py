@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sgl_kernels.core.settings.environment import markdown
+from sgl_kernels.core.settings.listing import markdown
 
 PAGE = Path(__file__).with_name("settings.md")
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->"

@@ -12,15 +12,15 @@ _problem = _torch_problem()
 if (
     TYPE_CHECKING or not _problem
 ):  # without torch the command line still says what is missing; see __getattr__
-    from sgl_kernels.core.dispatch import configure as configure
-    from sgl_kernels.core.dispatch import explain as explain
-    from sgl_kernels.core.dispatch import use as use
-    from sgl_kernels.core.dispatch import warmup as warmup
+    from sgl_kernels.core.control import configure as configure
+    from sgl_kernels.core.control import explain as explain
+    from sgl_kernels.core.control import record as record
+    from sgl_kernels.core.control import report as report
+    from sgl_kernels.core.control import use as use
+    from sgl_kernels.core.control import warmup as warmup
     from sgl_kernels.core.errors import ConfigError as ConfigError
-    from sgl_kernels.core.errors import UnsupportedError as UnsupportedError
     from sgl_kernels.core.selection.policy import OpPolicy as OpPolicy
-    from sgl_kernels.core.wrapping.record import record as record
-    from sgl_kernels.core.wrapping.record import report as report
+    from sgl_kernels.core.selection.verdict import UnsupportedError as UnsupportedError
     from sgl_kernels.integrations import apply as apply
     from sgl_kernels.integrations import install as install
     from sgl_kernels.integrations import uninstall as uninstall

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,48 @@ def test_imports_go_one_way(path):
     assert not extra, f"{path.relative_to(ROOT)} imports {sorted(extra)}"
 
 
+def _run_time_imports(path: Path) -> Iterator[str]:
+    """What a file imports when it runs, inside functions too; what only a type checker sees is left out."""
+    package = ".".join(path.relative_to(ROOT).parent.parts)
+    pending: list[ast.AST] = [ast.parse(path.read_text())]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            pending += node.orelse
+            continue
+        pending += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                name = f"{module}.{alias.name}"
+                yield name if _file_of(name) else module
+
+
+def _file_of(module: str) -> Path | None:
+    path = ROOT / Path(*module.split("."))
+    found = (p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file())
+    return next(found, None)
+
+
+def test_no_import_goes_in_a_circle_not_even_a_lazy_one():
+    files = [p for p in _files(".py") if PACKAGE in p.parents]
+    graph = {path: {_file_of(m) for m in _run_time_imports(path)} - {None, path} for path in files}
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        pytest.fail(" imports ".join(str(p.relative_to(ROOT)) for p in reversed(error.args[1])))
+
+
+def test_the_package_imports_nothing_of_the_checkout_around_it():
+    outside = ("benchmarks", "tests", "examples")
+    found = {p.name: m for p in _files(".py") if PACKAGE in p.parents for m in _run_time_imports(p)
+             if m.split(".")[0] in outside}  # fmt: skip
+    assert not found
+
+
 def test_no_file_is_longer_than_400_lines():
     long = {
         str(p.relative_to(ROOT)): n
@@ -118,8 +162,8 @@ def test_importing_the_package_imports_no_vendor_and_reads_no_environment():
         f"loaded = (set(sys.modules) - before) & set('{VENDORS}'.split())\n"
         "assert not loaded, loaded\n"
         "assert not any(m.startswith('sgl_kernels.backends.') for m in sys.modules)\n"
-        "from sgl_kernels.core.registry import registry\n"
-        "assert registry.default is None and not registry._discovered\n"
+        "from sgl_kernels.core import dispatch\n"
+        "assert dispatch._default is None and not dispatch.registry._discovered\n"
     )
 
 

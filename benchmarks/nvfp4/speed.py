@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sgl_kernels
-from sgl_kernels.ops.nvfp4.api import for_device
+from sgl_kernels.ops.nvfp4.placing import for_device
 from sgl_kernels.tools.bench.results import describe_machine, machine_slug
 from sgl_kernels.tools.doctor.diagnosis import versions
 

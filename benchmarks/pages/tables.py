@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.pages import machines
 from sgl_kernels.core.registry import registry
-from sgl_kernels.core.settings.environment import default_text
+from sgl_kernels.core.settings.listing import default_text
 from sgl_kernels.core.settings.variables import TABLE
 from sgl_kernels.tools.inventory import backends_table, inventory
 from sgl_kernels.tools.page.html import Table, markdown_table

@@ -10,7 +10,8 @@ import typer
 import typer.core
 
 from sgl_kernels.cli import _streams
-from sgl_kernels.core.errors import ConfigError, UnsupportedError
+from sgl_kernels.core.errors import ConfigError
+from sgl_kernels.core.selection.verdict import UnsupportedError
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 LONGEST = 2000  # of a message: a value of a million letters is not printed back

@@ -73,7 +73,7 @@ def show(
 
 
 def _rows(settings: Any) -> list[dict[str, Any]]:
-    from sgl_kernels.core.selection.policy import OPS
+    from sgl_kernels.core.names.ops import OPS
     from sgl_kernels.core.settings.variable import show as shown
     from sgl_kernels.core.settings.variables import TABLE
 

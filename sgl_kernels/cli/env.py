@@ -21,7 +21,7 @@ def env(
     from rich.table import Table
 
     from sgl_kernels.core.settings import load_settings
-    from sgl_kernels.core.settings.environment import describe
+    from sgl_kernels.core.settings.listing import describe
 
     rows = describe(load_settings(), os.environ)
     if section is not None:

@@ -102,7 +102,7 @@ def _place(device: str | None) -> Any:
 def _decide(
     name: str, arguments: tuple[Any, ...], where: Any, backend: str | None, packages: list[str]
 ) -> Any:
-    from sgl_kernels.core.dispatch import explain as decide
+    from sgl_kernels.core.control import explain as decide
 
     if backend is not None:
         _common.backend_names("--backend", backend)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,15 @@ from sgl_kernels.core.selection.packages import VersionOf, installed_version
 from sgl_kernels.core.selection.policy import OpPolicy, Scope, attention_shape_class
 from sgl_kernels.core.selection.select import select
 from sgl_kernels.core.selection.tuning import TuningRecord, TuningTable, load_tables
-from sgl_kernels.core.selection.verdict import Reason, Rejected, Selection
+from sgl_kernels.core.selection.verdict import Reason, Rejected, Selection, UnsupportedError
 
 from .device import Device, probe
-from .errors import ConfigError, UnsupportedError, mark_refused
-from .op import Case, Op
+from .errors import ConfigError, mark_refused
+from .op import Op, Run
 from .registry import Registry, registry
 from .wrapping import compose
+from .wrapping.autocast import autocast_dtype, cast_arguments, ignores_autocast
+from .wrapping.device_state import is_capturing
 
 if TYPE_CHECKING:
     from sgl_kernels.core.wrapping.record import Recorder
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
 MAX_BOUND = 8192  # keys hold exact shapes, so a server with free-length prompts would grow the memo for ever
 MAX_CHILDREN = 512
 
-Run = Callable[..., Any]
 Key = Any
 """Everything that decides a call, as a hashable; None for a call that is not to be remembered."""
 
@@ -60,17 +62,18 @@ class Dispatcher:
         self._broken: dict[str, dict[str, Rejected]] = {}
         self._children: dict[Any, Dispatcher] = {}
         self._tables: dict[str, TuningTable] = {}
+        self._parts = compose.Parts(settings, recorder, source, self.forget)
 
     def bind(self, op: Op, key: Key, backend: str | None, args: tuple[Any, ...]) -> Run:
         """The cold path, once per key (at every call for the key None): check, select, load, compose, remember."""
-        if args[0].__class__ is torch.Tensor and args[0].device.type == "cuda" and compose.is_capturing():
+        if args[0].__class__ is torch.Tensor and args[0].device.type == "cuda" and is_capturing():
             raise RuntimeError(
                 f"{op.name}: the first call with these shapes happens inside a CUDA graph capture; warm up first: call "
                 "it once before capturing, or use sgl_kernels.warmup"
             )
-        cast = compose.autocast_dtype(op, args)
+        cast = autocast_dtype(op, args)
         if cast is not None:
-            args = compose.cast_arguments(op, args, cast)
+            args = cast_arguments(op, args, cast)
         try:
             op.check(*args)
             op.check_kinds(args)
@@ -79,12 +82,14 @@ class Dispatcher:
             raise
         facts = op.facts(*args)
         device = args[0].device
-        shielded = compose.ignores_autocast(op, args)
-        short = (op, backend, facts, device, cast, shielded)
+        shield = ignores_autocast(op, args)
+        short = (op, backend, facts, device, cast, shield)
         run = self._by_facts.get(short)
         if run is None:
             selection, run = self._resolve(op, backend, facts, probe(device))
-            run = compose.composed(run, op, selection, self, cast, shielded)
+            run = compose.composed(
+                run, op, selection, self.implementation(op.name, selection.chosen), self._parts, cast, shield
+            )
             if len(self._by_facts) >= MAX_BOUND:
                 self._by_facts.clear()
                 self.selections.clear()
@@ -105,7 +110,9 @@ class Dispatcher:
         run = copying
         if implementation.load_out is not None:
             loaded = implementation.load_out(self._config(implementation, selection.config))
-            run = compose.settling(compose.composed(loaded, op, selection, self, None), op, args)
+            run = compose.settling(
+                compose.composed(loaded, op, selection, implementation, self._parts, None), op, args
+            )
             self.selections[(op, backend, facts, args[0].device, None, False)] = selection
         if key is not None:
             if len(self.bound) >= MAX_BOUND:
@@ -225,21 +232,33 @@ class Dispatcher:
         return child
 
 
-_ACTIVE: ContextVar[Dispatcher | None] = ContextVar("sgl_kernels", default=None)
+ACTIVE: ContextVar[Dispatcher | None] = ContextVar("sgl_kernels", default=None)
+"""Set by `activate`; set directly only where a `with` would cost a module's call too much."""
+
+_default: Dispatcher | None = None
+_starting = threading.Lock()
 
 
 def current() -> Dispatcher:
     """The dispatcher in force: the innermost `use`, else the process default."""
-    return _ACTIVE.get() or registry.default or _start()
+    return ACTIVE.get() or _default or _start()
+
+
+def set_default(dispatcher: Dispatcher | None) -> Dispatcher | None:
+    """Make `dispatcher` the process default, and give back the one before; None: settings are read at the next call."""
+    global _default
+    before, _default = _default, dispatcher
+    return before
 
 
 def _start() -> Dispatcher:
-    with registry._lock:
-        if registry.default is None:
+    global _default
+    with _starting:
+        if _default is None:
             from .settings import load_settings  # reads the table of variables: 14 ms an import need not pay
 
-            registry.default = Dispatcher(load_settings())
-        return registry.default
+            _default = Dispatcher(load_settings())
+        return _default
 
 
 def bind(op: Op, key: Key, backend: str | None, args: tuple[Any, ...]) -> Run:
@@ -247,107 +266,14 @@ def bind(op: Op, key: Key, backend: str | None, args: tuple[Any, ...]) -> Run:
     return current().bind(op, key, backend, args)
 
 
-def configure(settings: Settings | None = None) -> None:
-    """Set the process default. Call once, at start-up; None reads environment and files anew."""
-    from .settings import load_settings
-
-    registry.default = Dispatcher(settings if settings is not None else load_settings())
-
-
-@contextmanager
-def use(
-    *,
-    backend: str | None = None,
-    strict: bool | None = None,
-    allow_lossy: bool | None = None,
-    trace: int | None = None,
-    check: bool | None = None,
-    role: str | None = None,
-    layer: str | None = None,
-    tuning: TuningTable | None = None,
-    **per_op: str | OpPolicy,
-) -> Iterator[Dispatcher]:
-    """Override the choice inside a `with` block, for this thread or asyncio task.
-
-    backend      preference for every op: a name or an ordered comma list
-    strict       outside the preference nothing may run
-    allow_lossy  quantised and sparse backends may be chosen
-    role, layer  where the calls come from, for the rules of the config file
-    per_op       preference for one op: use(attention="fa3", rms_norm="triton")
-
-    Overrides nest; the innermost wins. A new thread starts without the override of its parent: use
-    asyncio.to_thread, or run it in contextvars.copy_context().
-
-    Raises ConfigError for a backend or op name that does not exist.
-    """
-    parent = current()
-    known = parent.registry.backends()
-    settings = parent.settings.override(
-        backend=backend,
-        strict=strict,
-        allow_lossy=allow_lossy,
-        trace_level=trace,
-        check=check,
-        per_op=per_op,
-        known_backends=known,
-        known_ops=tuple(parent.registry.ops()),
-        origin="use(...)",
-    )
-    scope = parent.scope
-    if role is not None or layer is not None:
-        scope = Scope(scope.role if role is None else role, scope.layer if layer is None else layer)
-    with activate(parent.derive(settings, scope, tuning)) as child:
-        yield child
-
-
 @contextmanager
 def activate(dispatcher: Dispatcher) -> Iterator[Dispatcher]:
     """Make `dispatcher` the one in force inside a `with` block."""
-    token = _ACTIVE.set(dispatcher)
+    token = ACTIVE.set(dispatcher)
     try:
         yield dispatcher
     finally:
-        _ACTIVE.reset(token)
-
-
-def explain(
-    op: str,
-    *args: Any,
-    device: str | Device | None = None,
-    backend: str | None = None,
-    version_of: VersionOf = installed_version,
-    **kwargs: Any,
-) -> Selection:
-    """The decision for a call, with a reason for every candidate. Runs nothing and loads nothing.
-
-    `args` and `kwargs` are the op's. `device` asks about another machine ("rocm:gfx942"); its packages are
-    taken from this one, or from `version_of`. Meta tensors do, so no memory is needed.
-    """
-    from .device import parse_device
-
-    definition = registry.op(op)
-    values = definition.canonical(*args, **kwargs)
-    cast = compose.autocast_dtype(definition, values)
-    if cast is not None:
-        values = compose.cast_arguments(definition, values, cast)
-    definition.check(*values)
-    where = parse_device(device) if isinstance(device, str) else device
-    facts = definition.facts(*values)
-    return current().decide(definition, backend, facts, where or probe(values[0].device), version_of)
-
-
-def warmup(
-    cases: Iterable[tuple[str, Case]],
-    *,
-    device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.bfloat16,
-) -> None:
-    """Bind and run each (op name, case) once, so that first requests and graph captures find them bound."""
-    for name, case in cases:
-        op = registry.op(name)
-        args = op.canonical(*case.make(torch.device(device), dtype))
-        overload = getattr(torch.ops.sgl_kernels, name).default
-        overload(*args)
+        ACTIVE.reset(token)
 
 
 def _absent(implementations: Iterable[Implementation], device: Device) -> dict[str, Rejected]:

@@ -1,4 +1,4 @@
-"""The old path of `core.selection.implementation`, for plug-ins, in this release. Import `sgl_kernels.backend` instead."""
+"""The old path of `core.selection.implementation`, for plug-ins; import `sgl_kernels.backend` instead."""
 
 import warnings
 

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from .device import Device
 
+Run = Callable[..., Any]
+"""A function that serves calls: a backend's, and every wrapper around it. Called with the arguments of the schema."""
+
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,

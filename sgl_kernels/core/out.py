@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgl_kernels.core.wrapping.compose import autocast_dtype, cast_arguments
+from sgl_kernels.core.wrapping.autocast import autocast_dtype, cast_arguments
 
-from .dispatch import Run, current
-from .op import Op
+from .dispatch import current
+from .op import Op, Run
 from .tensors import is_transformed
 
 _increment_version = torch.autograd.graph.increment_version

@@ -1,4 +1,4 @@
-"""What is known: ops, implementations, the packages that failed to join, and the default dispatcher."""
+"""What is known: ops, implementations, the packages that failed to join."""
 
 from __future__ import annotations
 
@@ -9,15 +9,12 @@ import pkgutil
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sgl_kernels.core.selection.implementation import Implementation
 from sgl_kernels.core.selection.verdict import Reason, Rejected
 
 from .op import Op
-
-if TYPE_CHECKING:
-    from .dispatch import Dispatcher
 
 ENTRY_POINTS = "sgl_kernels.backends"
 
@@ -44,7 +41,6 @@ class Registry:
         self._entry_points = entry_points
         self._discovered = not packages and entry_points is None
         self._lock = threading.RLock()
-        self.default: Dispatcher | None = None
 
     def define(self, op: Op) -> Op:
         """Add an op. The same name twice is an error."""

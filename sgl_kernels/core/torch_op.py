@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._library.autograd import Info, make_autograd_impl
 
-from sgl_kernels.core.wrapping.compose import cast_arguments
+from sgl_kernels.core.wrapping.autocast import cast_arguments
 
 from .op import Op
 from .tensors import carries_derivative

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.compiler import is_compiling
 
-from sgl_kernels.core.dispatch import _ACTIVE, Dispatcher, current
+from sgl_kernels.core.dispatch import ACTIVE, Dispatcher, current
 from sgl_kernels.core.errors import is_refused
 from sgl_kernels.core.log import warn_once
 from sgl_kernels.core.settings import Scope
@@ -91,7 +91,7 @@ class Hook:
         memo = self.memo
         if memo is None or memo[0] is not parent:
             memo = self.memo = (parent, self._derive(parent))
-        return None if memo[1] is parent else _ACTIVE.set(memo[1])
+        return None if memo[1] is parent else ACTIVE.set(memo[1])
 
     def _derive(self, parent: Dispatcher) -> Dispatcher:
         settings, scope = parent.settings, parent.scope
@@ -199,7 +199,7 @@ def _tell_compiled(backend: str | None) -> bool:
 def leave(token: Any) -> None:
     """Undo `Hook.enter`."""
     if token is not None:
-        _ACTIVE.reset(token)
+        ACTIVE.reset(token)
 
 
 def preferring(parent: Dispatcher, backend: str) -> Any:

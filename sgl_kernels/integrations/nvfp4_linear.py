@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sgl_kernels.ops.nvfp4.api import nvfp4_linear, nvfp4_quantize, preferred_layout
+from sgl_kernels.ops.nvfp4.api import nvfp4_linear, nvfp4_quantize
 from sgl_kernels.ops.nvfp4.formats import NVFP4, ScaledFormat, ScaledTensor, parse_format, scales_fault
 from sgl_kernels.ops.nvfp4.layouts import to_layout
+from sgl_kernels.ops.nvfp4.placing import preferred_layout
 from sgl_kernels.ops.nvfp4.spec import ACTIVATIONS
 
 RANKS = {

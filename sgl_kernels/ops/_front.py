@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
 
-from sgl_kernels.core.dispatch import Run, current
+from sgl_kernels.core.dispatch import current
 from sgl_kernels.core.names.backends import resolve_names
-from sgl_kernels.core.op import Op
+from sgl_kernels.core.op import Op, Run
 from sgl_kernels.core.sharding import is_dtensor, prepare
 from sgl_kernels.core.tensors import derivative_asked, functorch_active, is_subclass, watches
 from sgl_kernels.core.torch_op import define

@@ -17,7 +17,7 @@ import torch
 from packaging.version import Version
 
 from benchmarks.pages import machines as report_machines
-from sgl_kernels.core.dispatch import explain
+from sgl_kernels.core.control import explain
 from sgl_kernels.core.registry import registry
 from tests.backends.machines import MACHINES, QUESTIONS, decide
 

@@ -7,9 +7,9 @@ import pytest
 from sgl_kernels.backends._order import FAMILIES, ORDER, rank
 from sgl_kernels.core.device import parse_device
 from sgl_kernels.core.names.backends import CANONICAL
+from sgl_kernels.core.names.ops import OP_GROUPS
 from sgl_kernels.core.registry import registry
 from sgl_kernels.core.selection.implementation import Fidelity
-from sgl_kernels.core.selection.policy import OP_GROUPS
 
 EVERY = [i for op in registry.ops() for i in registry.implementations(op)]
 LOSSY = {"sage_attn", "sage_attn3", "sparge_attn", "triton_int8", "sage_cpu"}

@@ -217,13 +217,12 @@ def test_a_first_call_inside_a_capture_says_warm_up_first(monkeypatch):
     from sgl_kernels.core.dispatch import Dispatcher
     from sgl_kernels.core.registry import registry
     from sgl_kernels.core.settings import Settings
-    from sgl_kernels.core.wrapping import compose
 
     class OnCuda:
         __class__ = torch.Tensor
         device = torch.device("cuda")
 
-    monkeypatch.setattr(compose, "is_capturing", lambda: True)
+    monkeypatch.setattr("sgl_kernels.core.dispatch.is_capturing", lambda: True)
     op: Op = registry.op("silu_mul")
     with pytest.raises(RuntimeError, match="warm up first"):
         Dispatcher(Settings()).bind(op, None, None, (OnCuda(), None))

@@ -192,13 +192,13 @@ def test_the_memo_is_bounded(world, monkeypatch):
 
 
 def test_configure_replaces_the_process_default():
-    old = registry.default
+    before = dispatch.set_default(None)
     try:
         sgl_kernels.configure(load_settings({"SGLANG_DIFFUSION_ATTENTION_BACKEND": "torch_sdpa"}))
         q = torch.randn(1, 4, 2, 16)
         assert sgl_kernels.explain("attention", q, q, q).why.startswith("prefer[0]")
     finally:
-        registry.default = old
+        dispatch.set_default(before)
 
 
 def test_explain_runs_nothing_and_loads_nothing():

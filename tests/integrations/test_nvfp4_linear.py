@@ -11,7 +11,8 @@ from torch import nn
 
 from sgl_kernels.integrations.nvfp4_linear import NVFP4Linear
 from sgl_kernels.integrations.quantize import quantize_model
-from sgl_kernels.ops.nvfp4.api import nvfp4_dequantize, nvfp4_linear, nvfp4_quantize, preferred_layout
+from sgl_kernels.ops.nvfp4.api import nvfp4_dequantize, nvfp4_linear, nvfp4_quantize
+from sgl_kernels.ops.nvfp4.placing import preferred_layout
 
 
 def dense(layer: NVFP4Linear) -> torch.Tensor:

@@ -14,8 +14,9 @@ from sgl_kernels.backends import nvfp4_cpu
 from sgl_kernels.core.registry import registry
 from sgl_kernels.core.selection.verdict import Rejected
 from sgl_kernels.ops.nvfp4 import reference
-from sgl_kernels.ops.nvfp4.api import for_device, nvfp4_linear, nvfp4_quantize
+from sgl_kernels.ops.nvfp4.api import nvfp4_linear, nvfp4_quantize
 from sgl_kernels.ops.nvfp4.layouts import to_layout
+from sgl_kernels.ops.nvfp4.placing import for_device
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = ((1, 16), (3, 48), (5, 256), (7, 272), (64, 1024), (33, 4112))

@@ -10,8 +10,8 @@ import torch
 import sgl_kernels
 from sgl_kernels.core.device import parse_device
 from sgl_kernels.core.registry import registry
-from sgl_kernels.ops.nvfp4.api import for_device
 from sgl_kernels.ops.nvfp4.formats import NVFP4
+from sgl_kernels.ops.nvfp4.placing import for_device
 
 NOT_THE_OP_S = {"backend", "out"}  # who runs it and where the result goes, not what is computed
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 import sgl_kernels as sk
 from sgl_kernels.core import out as into
+from sgl_kernels.core.control import record
 from sgl_kernels.core.dispatch import Dispatcher, activate
 from sgl_kernels.core.registry import registry
 from sgl_kernels.core.settings import load_settings
-from sgl_kernels.core.wrapping.record import record
 from sgl_kernels.kernels.cpu.loader import load
 
 OPS = (

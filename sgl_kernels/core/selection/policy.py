@@ -5,22 +5,6 @@ from __future__ import annotations
 import fnmatch
 from dataclasses import dataclass, field
 
-OP_GROUPS: dict[str, tuple[str, ...]] = {
-    "attention": ("attention", "attention_lse", "attention_varlen"),
-    "norm": ("rms_norm", "layer_norm", "group_norm", "norm_scale_shift", "residual_gate_norm_scale_shift"),
-    "rope": ("apply_rope", "qk_norm_rope"),
-    "modulate": ("scale_shift", "gate_residual"),
-    "activation": ("silu_mul", "gelu_tanh", "gelu_mul"),
-    "linear": ("linear",),
-    "nvfp4": ("nvfp4_quantize", "nvfp4_dequantize", "nvfp4_linear"),
-}
-"""A group key in a configuration file, and the ops it speaks for.
-
-Plain names rather than Op objects because core knows no op; a test compares this table with the registry.
-"""
-
-OPS: tuple[str, ...] = tuple(op for ops in OP_GROUPS.values() for op in ops)
-
 ROLES: tuple[str, ...] = ("self", "cross")
 
 DECODE_MAX_QUERIES = 8

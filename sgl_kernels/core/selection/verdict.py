@@ -103,6 +103,14 @@ class Selection:
         return "\n".join(lines)
 
 
+class UnsupportedError(NotImplementedError):
+    """Nothing fits a call, or a strict request cannot be met. The message is the selection table."""
+
+    def __init__(self, selection: Selection, advice: str = "") -> None:
+        super().__init__(f"{selection}\n{advice}" if advice else str(selection))
+        self.selection = selection
+
+
 def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value

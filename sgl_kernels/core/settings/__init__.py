@@ -1,5 +1,6 @@
 """What was said: settings from built-in values, a file, the environment and flags, each value checked once."""
 
+from .load import check_files, load_settings
 from .settings import (
     OP_GROUPS,
     OPS,
@@ -19,8 +20,6 @@ from .settings import (
     Settings,
     TraceSettings,
     attention_shape_class,
-    check_files,
-    load_settings,
     settle,
 )
 

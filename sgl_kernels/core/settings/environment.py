@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sgl_kernels.core.names.backends import did_you_mean
 
 from .layer import Located
-from .variable import Variable, show
-from .variables import BY_KEY, BY_NAME, PREFIXES, READ_ELSEWHERE, TABLE
+from .variables import BY_KEY, BY_NAME, PREFIXES, READ_ELSEWHERE
 
 if TYPE_CHECKING:
-    from . import Settings
+    pass
 
 _PATH_KINDS = ("path", "absolute path", "paths")
 
@@ -72,74 +70,3 @@ def unknown(environ: Mapping[str, str]) -> list[tuple[str, str]]:
         name for name in environ if name.startswith(PREFIXES) and name not in {*BY_NAME, *READ_ELSEWHERE}
     )
     return [(name, did_you_mean(name, BY_NAME)) for name in names]
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """One line of `sgl-kernels env`."""
-
-    name: str
-    value: str
-    origin: str
-    default: str
-    meaning: str
-    status: str  # "active" or "not yet"
-    section: str
-    key: str
-    accepted: str
-
-
-def describe(settings: Settings, environ: Mapping[str, str]) -> list[Described]:
-    """Every environment variable with its value, where that came from, its default and its meaning.
-
-    `environ` tells a variable that is set to nothing from one that is not set. Secrets are masked.
-    """
-    return [_describe(row, settings, environ) for row in TABLE if row.name]
-
-
-def _describe(row: Variable, settings: Settings, environ: Mapping[str, str]) -> Described:
-    origin = settings.origin(row.key)
-    if row.key == "attention.backends" and settings.policy("attention").prefer:
-        origin = settings.policy("attention").origin or origin
-    if row.key.startswith("cache_dit.secondary.") and origin == "built-in":
-        origin = f"from primary ({settings.origin(row.key.replace('.secondary', ''))})"
-    elif origin == "built-in" and row.name in environ:
-        origin = "built-in (the variable is empty)"
-    value = show(row, settings.value(row.key))
-    return Described(
-        name=row.name,
-        value=value or "not set",
-        origin=origin,
-        default=default_text(row),
-        meaning=row.meaning,
-        status="active" if row.implemented else "not yet",
-        section=row.section,
-        key=row.key,
-        accepted=row.accepted,
-    )
-
-
-def default_text(row: Variable) -> str:
-    """The default as the listing prints it."""
-    return row.default_text or show(row, row.default) or "not set"
-
-
-def markdown() -> str:
-    """The table of variables for docs/settings.md, one part for each section of the user's page."""
-    lines: list[str] = []
-    for section in dict.fromkeys(row.section for row in TABLE):
-        lines += [
-            f"### {section}",
-            "",
-            "| Variable | Key in a file | Default | Accepted | Meaning | Status |",
-        ]
-        lines.append("|---|---|---|---|---|---|")
-        for row in TABLE:
-            if row.section == section:
-                name = f"`{row.name}`" if row.name else "(files only)"
-                key = f"`{row.key}`" if row.in_file else "not in files"
-                status = "active" if row.implemented else "not yet"
-                default = default_text(row).replace("|", "\\|")
-                lines.append(f"| {name} | {key} | {default} | {row.accepted} | {row.meaning} | {status} |")
-        lines.append("")
-    return "\n".join(lines)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.names.backends import resolve_names
-from sgl_kernels.core.selection.policy import OP_GROUPS, ROLES, SHAPE_CLASSES
+from sgl_kernels.core.names.ops import OP_GROUPS
+from sgl_kernels.core.selection.policy import ROLES, SHAPE_CLASSES
 
 from .layer import POLICY_FIELDS, policy_ops, scope_of
 from .variable import Variable, coerce

@@ -7,7 +7,7 @@ from typing import Any
 
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.names.backends import did_you_mean
-from sgl_kernels.core.selection.policy import OP_GROUPS, OPS
+from sgl_kernels.core.names.ops import OP_GROUPS, OPS
 
 from .variable import Variable
 from .variables import BY_KEY
@@ -90,3 +90,10 @@ def freeze(value: Any) -> Any:
     if isinstance(value, set | frozenset):
         return tuple(sorted(freeze(item) for item in value))
     return value
+
+
+def subject_of(key: str, origin: str) -> str:
+    """How an error names a setting: the variable, or the file's line and key, or the source and the key."""
+    if origin.startswith("environment "):
+        return origin.removeprefix("environment ")
+    return f"{origin.removeprefix('file ')}: {key}"

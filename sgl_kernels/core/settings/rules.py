@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.names.backends import KnownNames, did_you_mean
-from sgl_kernels.core.selection.policy import OP_GROUPS, ROLES, SHAPE_CLASSES, Rule
+from sgl_kernels.core.names.ops import OP_GROUPS
+from sgl_kernels.core.selection.policy import ROLES, SHAPE_CLASSES, Rule
 
 from .layer import POLICY_FIELDS, policy_ops, scope_of
 from .variable import coerce

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sgl_kernels.core import log
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.names.backends import KnownNames
-from sgl_kernels.core.selection.policy import OP_GROUPS, OPS, OpPolicy, Rule, Scope, attention_shape_class
+from sgl_kernels.core.names.ops import OP_GROUPS, OPS
+from sgl_kernels.core.selection.policy import OpPolicy, Rule, Scope, attention_shape_class
 
-from . import environment
 from .layer import (
     POLICY_FIELDS,
     Layer,
@@ -24,6 +22,7 @@ from .layer import (
     scope_of,
     specificity,
     split_policy_key,
+    subject_of,
 )
 from .rules import read_rules
 from .sections import Apple, CacheDit, CacheKnobs, CloudStorage, Quantization, Rocm, Runtime, TraceSettings
@@ -49,7 +48,6 @@ __all__ = [
     "Settings",
     "TraceSettings",
     "attention_shape_class",
-    "load_settings",
     "settle",
 ]
 
@@ -178,7 +176,7 @@ class _Draft:
         where = layer.where if isinstance(layer, Located) else {}
         for key in sorted(layer, key=specificity):
             value, origin = layer[key], where.get(key, label)
-            subject = _subject(key, origin)
+            subject = subject_of(key, origin)
             check_key(key, origin)
             if value is None:
                 continue
@@ -251,13 +249,6 @@ class _Draft:
                 self.values[secondary] = self.values[primary]
 
 
-def _subject(key: str, origin: str) -> str:
-    """How an error names a setting: the variable, or the file's line and key, or the source and the key."""
-    if origin.startswith("environment "):
-        return origin.removeprefix("environment ")
-    return f"{origin.removeprefix('file ')}: {key}"
-
-
 def _put(target: Any, path: list[str], value: Any) -> Any:
     if len(path) > 1:
         value = _put(getattr(target, path[0]), path[1:], value)
@@ -278,58 +269,3 @@ def settle(*layers: tuple[str, Layer], known_backends: KnownNames = ()) -> Setti
     for label, layer in layers:
         draft.apply(label, layer, known_backends)
     return draft.settings()
-
-
-def load_settings(
-    environ: Mapping[str, str] | None = None,
-    flags: Layer | None = None,
-    known_backends: KnownNames | None = None,
-) -> Settings:
-    """The settings of this process: built-in values, configuration file, environment, command-line flags.
-
-    The one place that reads os.environ. With the process's own environment (`environ` None) it also sets
-    the level of our logger, and reads the tuning tables that are named. Names that look like ours and are not
-    are reported once, as a warning.
-    `known_backends` are further backend names; None asks the registry, and only for a name that is not ours.
-
-    Raises ConfigError for anything that does not parse, and for a configuration file that is not found.
-    """
-    own = environ is None
-    known = _registered if known_backends is None else known_backends
-    actual: Mapping[str, str] = os.environ if environ is None else environ
-    built_in = environment.built_in(actual)
-    variables = environment.expand(environment.from_env(actual), actual)
-    chosen = environment.expand(Located(flags or {}, getattr(flags, "where", {})), actual)
-    layers: list[tuple[str, Layer]] = [(SOURCES[0], built_in)]
-    path = chosen.get("attention_config") or variables.get("attention_config")
-    if path is not None:
-        from .file import find_file, load_file  # pydantic and yaml stay out of `import sgl_kernels`
-
-        root = chosen.get("config_root") or variables.get("config_root") or built_in["config_root"]
-        found = find_file(str(path), str(root))
-        layers.append((SOURCES[1], environment.expand(load_file(found, known), actual)))
-        (chosen if "attention_config" in chosen else variables)["attention_config"] = found
-    settings = settle(*layers, (SOURCES[2], variables), (SOURCES[3], chosen), known_backends=known)
-    for name, near in environment.unknown(actual):
-        log.warn_once(f"unknown variable {name}", f"{name} is not a variable of sgl_kernels{near}")
-    if own:
-        log.set_level(settings.logging_level)
-        check_files(settings)
-    return settings
-
-
-def check_files(settings: Settings) -> None:
-    """The files that settings name and calls will read are there and whole. Raises ConfigError if not."""
-    if settings.tuning_paths:
-        from sgl_kernels.core.selection.tuning import check_tables
-
-        origin = settings.origin("tuning_paths")
-        check_tables(settings.tuning_paths, _subject("tuning_paths", origin))
-
-
-def _registered() -> Collection[str]:
-    from sgl_kernels.core.registry import (
-        registry,
-    )  # the registry needs no settings, but imports more than they do
-
-    return registry.backends()

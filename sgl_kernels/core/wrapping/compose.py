@@ -3,62 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sgl_kernels.core.log import warn_once
-from sgl_kernels.core.op import Op
+from sgl_kernels.core.op import Op, Run
 from sgl_kernels.core.selection.implementation import Fidelity
 from sgl_kernels.core.selection.policy import OpPolicy
 from sgl_kernels.core.selection.verdict import Reason, Selection
 
-if TYPE_CHECKING:
-    from sgl_kernels.core.dispatch import Dispatcher
+from .autocast import casting, shielded
+from .device_state import guarded
 
-Run = Callable[..., Any]
+if TYPE_CHECKING:
+    from sgl_kernels.core.registry import Registry
+    from sgl_kernels.core.selection.implementation import Implementation
+    from sgl_kernels.core.settings import Settings
+
+    from .record import Recorder
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a binding is wrapped with: the settings, who counts calls, and whom the watch over lossy backends tells.
+
+    `forget` drops every binding of the dispatcher that asks, so that its next calls are decided anew.
+    """
+
+    settings: Settings
+    recorder: Recorder | None
+    registry: Registry
+    forget: Callable[[], None]
 
 
 def composed(
-    run: Run, op: Op, selection: Selection, dispatcher: Dispatcher, cast: torch.dtype | None,
-    shielded: bool = False,
+    run: Run, op: Op, selection: Selection, implementation: Implementation, parts: Parts, cast: torch.dtype | None,
+    shield: bool = False,
 ) -> Run:  # fmt: skip
-    """`run` inside everything this dispatcher's settings ask for. With nothing asked for: `run` itself.
+    """`run` inside everything that the settings ask for. With nothing asked for: `run` itself.
 
     What wraps it passes a keyword on: `out`, of a call that writes into given tensors (core/out.py).
     """
-    implementation = dispatcher.implementation(op.name, selection.chosen)
-    settings = dispatcher.settings
+    settings = parts.settings
     if implementation.launches_on_current_device and selection.device.platform != "cpu":
         run = guarded(run)
     if implementation.fidelity is Fidelity.LOSSY and op.sampled is not None:
         from .lossy_guard import watched
 
-        run = watched(run, op, selection, dispatcher)
+        run = watched(run, op, selection, parts.registry, parts.forget)
     if settings.check:
         run = _checked(run, op)
     if settings.trace.level > 0:
         from .trace import traced
 
         run = traced(run, op, selection, settings.trace)
-    if dispatcher.recorder is not None:
-        run = dispatcher.recorder.wrap(run, op, selection)
+    if parts.recorder is not None:
+        run = parts.recorder.wrap(run, op, selection)
     if cast is not None:
-        run = _casting(run, op, cast)
-    elif shielded and implementation.differentiable:  # plain torch inside, which autocast would change
-        run = _shielded(run)
+        run = casting(run, op, cast)
+    elif shield and implementation.differentiable:  # plain torch inside, which autocast would change
+        run = shielded(run)
     return run
-
-
-def guarded(run: Run) -> Run:
-    """`run` with the device of its first argument current, for backends that launch on the current one."""
-
-    def on_device(*args: Any, **out: Any) -> Any:
-        with torch.get_device_module(args[0].device.type).device(args[0].device):
-            return run(*args, **out)
-
-    return on_device
 
 
 def settling(run: Run, op: Op, args: tuple[Any, ...]) -> Run:
@@ -88,59 +96,6 @@ def _checked(run: Run, op: Op) -> Run:
 
 def _all_finite(args: tuple[Any, ...]) -> bool:
     return all(bool(torch.isfinite(a).all()) for a in args if isinstance(a, Tensor) and a.is_floating_point())
-
-
-def autocast_dtype(op: Op, args: tuple[Any, ...]) -> torch.dtype | None:
-    """The dtype autocast asks this op's inputs to have, or None when it is off or the op ignores it."""
-    if not op.autocast or not torch._C._is_any_autocast_enabled() or not isinstance(args[0], Tensor):
-        return None
-    kind = args[0].device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
-        return None
-    return torch.get_autocast_dtype(kind)
-
-
-def cast_arguments(op: Op, args: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
-    """`args` with the op's autocast arguments in `dtype`; float64 stays, as in torch."""
-    return tuple(
-        value.to(dtype)
-        if argument.name in op.autocast
-        and isinstance(value, Tensor)
-        and value.is_floating_point()
-        and value.dtype is not torch.float64
-        else value
-        for argument, value in zip(op.arguments, args, strict=True)
-    )
-
-
-def ignores_autocast(op: Op, args: tuple[Any, ...]) -> bool:
-    """Whether autocast is on for the device of a call of an op that keeps the dtype of its inputs all the same."""
-    if op.autocast or not torch._C._is_any_autocast_enabled():
-        return False
-    kind = args[0].device.type
-    return kind != "meta" and torch.is_autocast_enabled(kind)
-
-
-def _shielded(run: Run) -> Run:
-    def shielded(*args: Any, **out: Any) -> Any:
-        with torch.autocast(args[0].device.type, enabled=False):
-            return run(*args, **out)
-
-    return shielded
-
-
-def _casting(run: Run, op: Op, dtype: torch.dtype) -> Run:
-    def cast(*args: Any) -> Any:
-        values = cast_arguments(op, args, dtype)
-        with torch.autocast(values[0].device.type, enabled=False):
-            return run(*values)
-
-    return cast
-
-
-def is_capturing() -> bool:
-    """Whether a CUDA graph is being captured on the current stream."""
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def warn_about(selection: Selection, backend: str | None, policy: OpPolicy) -> None:

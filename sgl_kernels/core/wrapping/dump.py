@@ -23,7 +23,7 @@ from sgl_kernels.core.op import Op
 from sgl_kernels.core.selection.verdict import Selection
 from sgl_kernels.core.settings.sections import TraceSettings
 
-from .compose import is_capturing
+from .device_state import is_capturing
 
 FORMAT = 1
 CALL, INPUTS, OUTPUTS = "call.json", "inputs.safetensors", "outputs.safetensors"

@@ -14,33 +14,31 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sgl_kernels.core.log import warn_once
-from sgl_kernels.core.op import Op
+from sgl_kernels.core.op import Op, Run
 from sgl_kernels.core.selection.implementation import Fidelity
 from sgl_kernels.core.selection.packages import installed_version
 from sgl_kernels.core.selection.policy import OpPolicy
 from sgl_kernels.core.selection.select import select
 from sgl_kernels.core.selection.verdict import Reason, Rejected, Selection
 
-from .compose import guarded, is_capturing
+from .device_state import guarded, is_capturing
 
 if TYPE_CHECKING:
-    from sgl_kernels.core.dispatch import Dispatcher
+    from sgl_kernels.core.registry import Registry
 
 EVERY = 256  # a 50-step, 57-block model makes 2,850 attention calls: 12 checks
 
-Run = Callable[..., Any]
 
-
-def watched(run: Run, op: Op, selection: Selection, dispatcher: Dispatcher) -> Run:
+def watched(run: Run, op: Op, selection: Selection, registry: Registry, forget: Callable[[], None]) -> Run:
     """`run`, checked now and then; once its backend is out, the exact path answers instead."""
-    registry, backend = dispatcher.registry, selection.chosen
+    backend = selection.chosen
     calls = itertools.count()  # next() is one step, so two threads cannot both miss the call that is due
     owed: list[int] = []  # a check that fell into a capture is made at the next call outside
 
     def guarded_run(*args: Any, **into: Any) -> Any:
         if backend in registry.quarantined(op.name):  # found elsewhere in the process: decide anew next time
-            dispatcher.forget()
-            return _given(_exact(op, selection, dispatcher)(*args), **into)
+            forget()
+            return _given(_exact(op, selection, registry)(*args), **into)
         out = run(*args, **into)
         turn, since = divmod(next(calls), EVERY)
         if since and not owed:
@@ -53,8 +51,8 @@ def watched(run: Run, op: Op, selection: Selection, dispatcher: Dispatcher) -> R
         if not cause:
             return out
         registry.quarantine(op.name, backend, Rejected(Reason.BUG, f"put in quarantine: {cause}"))
-        dispatcher.forget()
-        exact = _exact(op, selection, dispatcher)
+        forget()
+        exact = _exact(op, selection, registry)
         warn_once(
             f"quarantine {op.name} {backend}",
             f"{op.name}: backend {backend!r} is not used any more in this process: {cause}; exact backends answer "
@@ -109,9 +107,8 @@ def _length(t: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(t, dtype=torch.float64))
 
 
-def _exact(op: Op, selection: Selection, dispatcher: Dispatcher) -> Run:
+def _exact(op: Op, selection: Selection, registry: Registry) -> Run:
     """The best exact implementation for the facts of `selection`, whatever the policy prefers."""
-    registry = dispatcher.registry
     left = [i for i in registry.implementations(op.name) if i.fidelity is Fidelity.EXACT]
     while left:
         decided = select(op.name, selection.facts, selection.device, installed_version, OpPolicy(), left)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -121,36 +120,3 @@ class Report:
         ]
         widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
         return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows)
-
-
-@contextmanager
-def record(*, synchronize: bool = False) -> Iterator[Recorder]:
-    """Count and time every call inside the block. `synchronize` waits for the device after each call.
-
-    >>> with sgl_kernels.record() as recorder:
-    ...     model(x)
-    >>> print(recorder.report())
-    """
-    from sgl_kernels.core.dispatch import activate, current
-
-    recorder = Recorder(synchronize)
-    with activate(current().derive(recorder=recorder)):
-        yield recorder
-
-
-def report() -> Report:
-    """What runs in the current dispatcher: recorded calls inside `record()`, else every binding made so far."""
-    from sgl_kernels.core.dispatch import current
-
-    dispatcher = current()
-    if dispatcher.recorder is not None:
-        return dispatcher.recorder.report()
-    entries = []
-    for short, selection in dispatcher.selections.items():
-        dtype = str(selection.facts.dtype).removeprefix("torch.")  # type: ignore[attr-defined]
-        entries.append(
-            Entry(
-                selection.op, selection.chosen, selection.why, "", dtype, str(short[3]), selection=selection
-            )
-        )
-    return Report(tuple(entries))

@@ -6,7 +6,6 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,14 @@ import torch
 from torch import Tensor
 
 from sgl_kernels.core.log import warn_once
-from sgl_kernels.core.op import Op
+from sgl_kernels.core.op import Op, Run
 from sgl_kernels.core.selection.verdict import Selection
 from sgl_kernels.core.settings.sections import TraceSettings
 
-from .compose import is_capturing
+from .device_state import is_capturing
 
 NAMES, METADATA, STATISTICS, DUMPS = 1, 3, 5, 10
 """The levels at which something is added. A level between two of them acts as the lower one."""
-
-Run = Callable[..., Any]
 
 
 def traced(run: Run, op: Op, selection: Selection, settings: TraceSettings) -> Run:

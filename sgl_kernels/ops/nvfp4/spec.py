@@ -14,6 +14,7 @@ from sgl_kernels.ops import _validate as validate
 from sgl_kernels.ops.nvfp4 import cases, reference
 from sgl_kernels.ops.nvfp4.formats import FORMATS, LAYOUTS, ScaledFormat, ScaledTensor, parse_format
 from sgl_kernels.ops.nvfp4.layouts import to_layout
+from sgl_kernels.ops.nvfp4.placing import for_device, layout_on
 
 ACTIVATIONS = ("bf16", "int8", "nvfp4", "mxfp4")
 OUTPUTS = ("bfloat16", "float16", "float32", "float64")
@@ -189,8 +190,6 @@ def _spelled_quantize(
 
 def _spelled_linear(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A ScaledTensor is several arguments of the schema, in the layout its device's kernels read."""
-    from sgl_kernels.ops.nvfp4.api import for_device  # the front door, which imports this file
-
     named = dict(zip(("x", "weight", "bias"), args, strict=False))
     weight = kwargs.get("weight", named.get("weight"))
     if not isinstance(weight, ScaledTensor):
@@ -211,8 +210,6 @@ def _spelled_linear(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tupl
 
 def _placed_linear(args: tuple[Any, ...], device: Device) -> tuple[Any, ...]:
     """Cases hold their weights as the CPU's kernels read them; other devices get theirs."""
-    from sgl_kernels.ops.nvfp4.api import layout_on
-
     x, data, scale, global_scale, bias, activation, input_scale, name, layout, n = args
     fmt, shape = parse_format(name), (n or data.shape[0], x.shape[-1])
     wanted = layout_on(device, fmt, shape, activation)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sgl_kernels.core.errors import ConfigError
-from sgl_kernels.core.selection.policy import OP_GROUPS, OPS
+from sgl_kernels.core.names.ops import OP_GROUPS, OPS
 from sgl_kernels.core.settings import load_settings, settle
 from sgl_kernels.core.settings.file import load_file
 from sgl_kernels.core.settings.file_schema import file_rows

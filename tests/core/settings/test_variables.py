@@ -10,7 +10,8 @@ import pytest
 
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.settings import Settings, load_settings
-from sgl_kernels.core.settings.environment import describe, from_env, markdown, unknown
+from sgl_kernels.core.settings.environment import from_env, unknown
+from sgl_kernels.core.settings.listing import describe, markdown
 from sgl_kernels.core.settings.variable import FALSE, KINDS, TRUE, Variable, coerce, show
 from sgl_kernels.core.settings.variables import BY_KEY, BY_NAME, PREFIXES, TABLE
 

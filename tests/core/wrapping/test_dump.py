@@ -16,9 +16,9 @@ import sgl_kernels
 from sgl_kernels.core import log
 from sgl_kernels.core.device import Device
 from sgl_kernels.core.dispatch import activate, current
-from sgl_kernels.core.errors import ConfigError, UnsupportedError
+from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.registry import registry
-from sgl_kernels.core.selection.verdict import Selection
+from sgl_kernels.core.selection.verdict import Selection, UnsupportedError
 from sgl_kernels.core.settings import Settings, TraceSettings
 from sgl_kernels.core.wrapping import dump
 from sgl_kernels.tools.debug.replay import compare, load_dump, replay, restore

@@ -219,7 +219,9 @@ def test_a_call_that_gives_its_output_gets_the_exact_answer_in_it(world):
     with activate(fresh.dispatcher()) as dispatcher:
         selection = sgl_kernels.explain("attention", x, x, x)
         args = op.canonical(x, x, x)
-        guard.watched(writes, op, selection, dispatcher)(*args, out=(out.fill_(1.0),))
+        guard.watched(writes, op, selection, dispatcher.registry, dispatcher.forget)(
+            *args, out=(out.fill_(1.0),)
+        )
     torch.testing.assert_close(out, reference.attention(x, x, x))
     assert fresh.registry.quarantined("attention")
 
@@ -271,7 +273,7 @@ def test_the_exact_answer_comes_with_its_device_current(world, monkeypatch):
     selection = guard.select(
         "attention", facts, there, lambda name: None, OpPolicy(), world.registry.implementations("attention")
     )
-    run = guard._exact(op, selection, world.dispatcher())
+    run = guard._exact(op, selection, world.registry)
     assert run.__qualname__.startswith("guarded."), run
 
 

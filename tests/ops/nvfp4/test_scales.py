@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from sgl_kernels.core.dispatch import current
-from sgl_kernels.ops.nvfp4.api import nvfp4_dequantize, nvfp4_linear, nvfp4_quantize, preferred_layout
+from sgl_kernels.ops.nvfp4.api import nvfp4_dequantize, nvfp4_linear, nvfp4_quantize
 from sgl_kernels.ops.nvfp4.formats import LAYOUTS, MXFP4, NVFP4, ScaledTensor, scales_fault
 from sgl_kernels.ops.nvfp4.layouts import swizzle_scales, to_layout, unswizzle_scales
+from sgl_kernels.ops.nvfp4.placing import preferred_layout
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BAD = [0.0, -0.0, -1.0, math.nan, math.inf, -math.inf]
