@@ -20,7 +20,7 @@ $(VENV)/.ready: requirements/base.txt requirements/test.txt pyproject.toml setup
 	touch $@
 
 # With a compiler at hand the extension must build: without it the tests of its kernels would only be skipped.
-SOURCES := $(wildcard csrc/cpu/* csrc/python/*)
+SOURCES := $(shell find csrc -type f)
 $(VENV)/.installed: $(VENV)/.ready $(SOURCES)
 	SGL_KERNELS_REQUIRE_EXTENSION=$$(command -v $${CXX:-g++} >/dev/null && echo 1) $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	touch $@

@@ -175,7 +175,7 @@ def is_current(target: Path, record: Path, fingerprint: str) -> bool:
 def compile_one(source: Path, flags: list[str], objects: Path) -> Path:
     """Compiles one source unless its object is current."""
     compiler = shlex.split(os.environ.get("CXX", "g++"))
-    target = objects / f"{source.stem}.o"
+    target = objects / f"{'_'.join(source.relative_to(ROOT).with_suffix('').parts)}.o"
     record = target.with_suffix(".command")
     # -MMD writes what was read (system headers and torch's excepted), so a change rebuilds only its users.
     depfile = target.with_suffix(".d")
@@ -194,10 +194,14 @@ def build(library: Path, objects: Path, sanitize: bool, emulate: bool) -> None:
     torch = torch_root()
     mode = [*(EMULATE if emulate else []), *(SANITIZE if sanitize else [] if emulate else OPTIMISE)]
     flags = [*shlex.split(os.environ.get("CXXFLAGS", "")), *COMMON_FLAGS, *mode]
-    flags += [f"-ffile-prefix-map={ROOT}/=", "-isystem", str(torch / "include")]
-    found = [(source, isa_flags(source, machine())) for source in sorted(SOURCES.glob("*.cpp"))]
+    flags += [f"-ffile-prefix-map={ROOT}/=", "-I", str(SOURCES), "-isystem", str(torch / "include")]
+    found = [(source, isa_flags(source, machine())) for source in sorted(SOURCES.rglob("*.cpp"))]
     if emulate:  # but not the ceilings: their instructions are written out, and an emulation has none
-        found = [(s, extra and emulated(extra)) for s, extra in found if not s.stem.startswith("peak_avx512")]
+        found = [
+            (s, extra and emulated(extra))
+            for s, extra in found
+            if not (s.parent.name == "peak" and "avx512" in s.stem)
+        ]
     work = [(source, [*flags, *extra]) for source, extra in found if extra is not None]
     if not work:
         raise NoSourcesError(SOURCES)

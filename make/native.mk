@@ -46,11 +46,11 @@ aarch64:  ## cross-compile the portable kernels for NEON and check them under qe
 	  then apt-get install -y --no-install-recommends $(AARCH64_PACKAGES); \
 	  else echo "make aarch64 needs the packages $(AARCH64_PACKAGES)"; exit 1; fi; fi
 	mkdir -p $(AARCH64)
-	$(AARCH64_CXX) $(AARCH64_FLAGS) csrc/cpu/fused_base.cpp tests/kernels/native/check_rows.cpp -o $(AARCH64)/check_rows
+	$(AARCH64_CXX) $(AARCH64_FLAGS) csrc/cpu/rowwise/kernels_baseline.cpp tests/kernels/native/check_rows.cpp -o $(AARCH64)/check_rows
 	qemu-aarch64-static $(AARCH64)/check_rows
-	$(AARCH64_CXX) $(AARCH64_FLAGS) csrc/cpu/nvfp4_linear_base.cpp csrc/cpu/nvfp4_quantize_base.cpp \
+	$(AARCH64_CXX) $(AARCH64_FLAGS) csrc/cpu/nvfp4/kernels_baseline.cpp csrc/cpu/nvfp4/quantize_baseline.cpp \
 	  tests/kernels/native/check_nvfp4.cpp -o $(AARCH64)/check_nvfp4
 	qemu-aarch64-static $(AARCH64)/check_nvfp4
-	$(AARCH64_CXX) $(AARCH64_FLAGS) csrc/cpu/attention_baseline.cpp csrc/cpu/attention_sage_baseline.cpp \
+	$(AARCH64_CXX) $(AARCH64_FLAGS) csrc/cpu/attention/kernels_baseline.cpp csrc/cpu/attention/sage/kernels_baseline.cpp \
 	  tests/kernels/native/check_attention.cpp -o $(AARCH64)/check_attention
 	qemu-aarch64-static $(AARCH64)/check_attention $(AARCH64_CALLS)

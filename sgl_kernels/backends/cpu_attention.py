@@ -1,4 +1,4 @@
-"""Attention in C++ on the CPU (csrc/cpu/attention*): cpu is exact, sage_cpu multiplies bytes (LOSSY)."""
+"""Attention in C++ on the CPU (csrc/cpu/attention): cpu is exact, sage_cpu multiplies bytes (LOSSY)."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ LONGEST = 2**28
 MOST_BATCHES = 2**31
 MOST_HEADS = 2**24
 WIDEST_HEAD = 65536
-"""The sizes that csrc/cpu/attention*.cpp count in 32 bits; beyond them it refuses the call."""
+"""The sizes that csrc/cpu/attention counts in 32 bits; beyond them it refuses the call."""
 
 
 def _countable_heads(facts: Any) -> Rejected | None:

@@ -1,4 +1,4 @@
-"""NVFP4 in C++: exact integer products on AVX-512 VNNI, AVX2, SSE2 and NEON (csrc/cpu/nvfp4*.cpp)."""
+"""NVFP4 in C++: exact integer products on AVX-512 VNNI, AVX2, SSE2 and NEON (csrc/cpu/nvfp4)."""
 
 from __future__ import annotations
 

@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "attention_args.h"
-#include "attention_sage_args.h"
+#include "attention/args.h"
+#include "attention/sage/args.h"
 #include "check_values.h"
 
 using namespace sgl_kernels::attention;

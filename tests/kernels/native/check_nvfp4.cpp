@@ -5,7 +5,7 @@
 #include <new>
 #include <vector>
 
-#include "nvfp4.h"
+#include "nvfp4/args.h"
 
 using namespace sgl_kernels::nvfp4;
 
@@ -81,7 +81,7 @@ void check_quantiser(int64_t rows, int64_t kk) {
   expect("quantiser", rows, 0, kk, worst, 1e-5);
 }
 
-std::vector<uint8_t> pack(const Quantised& q, int64_t n, int64_t kk) {  // the layout of nvfp4.h
+std::vector<uint8_t> pack(const Quantised& q, int64_t n, int64_t kk) {  // the layout of nvfp4/args.h
   const int64_t panels = (n + 63) / 64, blocks = kk / 16;
   std::vector<uint8_t> out(panels * blocks * kBlockBytes + 4096);  // and room for prefetches that ask beyond it
   const auto code = [&](int64_t row, int64_t col) -> uint8_t {

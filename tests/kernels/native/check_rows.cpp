@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "check_values.h"
-#include "kernels.h"
+#include "rowwise/args.h"
 
 using namespace sgl_kernels;
 

@@ -1,8 +1,0 @@
-// Quantised attention for every processor: byte products from 16-bit ones (SSE2), or plain arithmetic.
-#include "attention_sage_run.h"
-
-namespace sgl_kernels::attention {
-
-const SageKernels kSageBaseline = {kPanel, sage_sizes, measure_by_type, quantise_by_type, sage_scratch_bytes, sage_by_type};
-
-}  // namespace sgl_kernels::attention

@@ -1,2 +1,0 @@
-// The norm, modulation, rope and activation kernels for AVX2, FMA and F16C.
-#include "kernel_table.h"

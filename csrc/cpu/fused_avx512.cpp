@@ -1,2 +1,0 @@
-// The norm, modulation, rope and activation kernels for AVX-512 F, BW, DQ and VL.
-#include "kernel_table.h"

@@ -1,3 +1,0 @@
-// The linear layer for AVX2, FMA and F16C.
-#pragma GCC diagnostic ignored "-Wunused-function"  // the headers also hold the kernels of fused_avx2.cpp
-#include "kernel_linear.h"

@@ -1,3 +1,0 @@
-// The linear layer for AVX-512 F, BW, DQ and VL.
-#pragma GCC diagnostic ignored "-Wunused-function"  // the headers also hold the kernels of fused_avx512.cpp
-#include "kernel_linear.h"

@@ -1,0 +1,18 @@
+// NVFP4 linear layers for AVX2.
+#include "nvfp4/product-inl.h"
+
+namespace sgl_kernels::nvfp4::avx2 {
+
+float finite_amax(const void* x, Element type, int64_t n);
+
+const Kernels kKernels = {
+    .encode = encode,
+    .multiply = multiply,
+    .panel_scratch_bytes = panel_scratch_bytes,
+    .rows_at_once = rows_at_once,
+    .quantize_rows = quantize_rows,
+    .finite_amax = finite_amax,
+    .decode_panel = decode_panel,
+};
+
+}  // namespace sgl_kernels::nvfp4::avx2

@@ -1,0 +1,2 @@
+// The skeleton for AVX2, FMA and F16C.
+#include "skeleton/skeleton-inl.h"
