@@ -1,12 +1,13 @@
-// activation(x W^T + bias) with fp32 arithmetic on any storage type: what crosses to the vector code (linear_avx2.cpp, linear_avx512.cpp).
+// activation(x W^T + bias) with fp32 arithmetic on any storage type: what crosses to the vector code (linear_avx2.cpp,
+// linear_avx512.cpp).
 #pragma once
 
 #include "kernels.h"
 
 namespace sgl_kernels {
 
-// A tile of sums in registers: two vectors of columns, to which a slice of the weight is padded, and as many rows as leave
-// registers for the operands.
+// A tile of sums in registers: two vectors of columns, to which a slice of the weight is padded, and as many rows as
+// leave registers for the operands.
 struct LinearTile {
   int64_t columns, rows;
 };

@@ -25,6 +25,44 @@ SGL_INLINE Many<n> exponential(const Many<n>& x) {
   return SGL_EACH(n, (F)((U)p.v[i] + ((U)whole.v[i] << 23)));
 }
 
+// Far to the left the factor of a gate is no normal number while its product with x, or with what that is multiplied
+// by, still may be. Those lanes are rare: vectors that hold one are multiplied again by what is missing, e^(t + 87). Of
+// -inf it is 0, which makes NaN of -inf, as torch does.
+constexpr float kLeft = -87.0f;
+template <int n>
+__attribute__((noinline, cold)) static Many<n> times_missing(const Many<n> v, const Many<n> t) {
+  const Many<n> below = SGL_EACH(n, at_most(at_least(t.v[i] - kLeft, kLeft), 0.0f));
+  const Many<n> power = exponential(below);
+  const Many<n> missing = SGL_EACH(n, t.v[i] < 2.0f * kLeft ? F{} : power.v[i]);
+  return SGL_EACH(n, t.v[i] < kLeft ? v.v[i] * missing.v[i] : v.v[i]);
+}
+
+// v where no lane of t is below kLeft. (Copies: an address would keep the usual vectors in memory.)
+template <int n>
+SGL_INLINE Many<n> with_left(const Many<n>& v, const Many<n>& t) {
+  F least = splat(kLeft);
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) {
+    least = lesser(t.v[i], least);
+  }
+  if (__builtin_expect(any_below(least, splat(kLeft)), 0)) {
+    const Many<n> to = SGL_EACH(n, v.v[i]), at = SGL_EACH(n, t.v[i]);
+    return times_missing(to, at);
+  }
+  return v;
+}
+
+// x / (1 + e^-gate), the same for every finite gate.
+template <int n>
+SGL_INLINE Many<n> exact_gate(const Many<n>& x, const Many<n>& gate) {
+  const Many<n> tame = SGL_EACH(n, -at_most(at_least(gate.v[i], kLeft), -kLeft));
+  const Many<n> power = exponential(tame);
+  const Many<n> below = SGL_EACH(n, 1.0f + power.v[i]);
+  const Many<n> factor = reciprocal<true>(below);
+  const Many<n> v = SGL_EACH(n, x.v[i] * factor.v[i]);
+  return with_left(v, gate);
+}
+
 // x / (1 + 2^t). Infinity for large t makes NaN of -inf, as torch does; NaN in x stays.
 template <class T, int n>
 SGL_INLINE Many<n> quick_gate(const Many<n>& x, const Many<n>& t) {
@@ -38,14 +76,29 @@ SGL_INLINE Many<n> quick_gate(const Many<n>& x, const Many<n>& t) {
 #endif
 }
 
-// x / (1 + e^-gate), with the same zero.
-template <int n>
-SGL_INLINE Many<n> exact_gate(const Many<n>& x, const Many<n>& gate) {
-  const Many<n> tame = SGL_EACH(n, -at_most(at_least(gate.v[i], -87.0f), 87.0f));
-  const Many<n> power = exponential(tame);
-  const Many<n> below = SGL_EACH(n, 1.0f + power.v[i]);
-  const Many<n> factor = reciprocal<true>(below);
-  return SGL_EACH(n, x.v[i] * (gate.v[i] < -87.3f ? F{} : factor.v[i]));
+constexpr float kLeftPower = 125.5f;  // -kLeft * log2(e), rounded down
+template <class T, int n>
+__attribute__((noinline, cold)) static Many<n> quick_gate_left(const Many<n> x, const Many<n> t) {
+  const Many<n> gate = SGL_EACH(n, t.v[i] * (-1.0f / kLog2E));
+  const Many<n> quick = quick_gate<T>(x, t), exact = exact_gate(x, gate);
+  return SGL_EACH(n, t.v[i] > kLeftPower ? exact.v[i] : quick.v[i]);
+}
+
+// quick_gate, right also for the far left of bf16; fp16 has no numbers there.
+template <class T, int n>
+SGL_INLINE Many<n> half_gate(const Many<n>& x, const Many<n>& t) {
+  if constexpr (kEvenOdd<T>) {
+    F most = splat(kLeftPower);
+#pragma GCC unroll 16
+    for (int i = 0; i < n; ++i) {
+      most = greater(t.v[i], most);
+    }
+    if (__builtin_expect(any_below(splat(kLeftPower), most), 0)) {
+      const Many<n> value = SGL_EACH(n, x.v[i]), power = SGL_EACH(n, t.v[i]);
+      return quick_gate_left<T>(value, power);
+    }
+  }
+  return quick_gate<T>(x, t);
 }
 
 template <class T, int n>
@@ -54,7 +107,7 @@ SGL_INLINE Many<n> silu(const Many<n>& x) {
     return exact_gate(x, x);
   } else {
     const Many<n> t = SGL_EACH(n, x.v[i] * -kLog2E);
-    return quick_gate<T>(x, t);
+    return half_gate<T>(x, t);
   }
 }
 
@@ -68,7 +121,7 @@ SGL_INLINE Many<n> gelu_tanh(const Many<n>& x) {
   if constexpr (!kHalf<T>) {
     return exact_gate(x, gate);
   } else {
-    return quick_gate<T>(x, gate);
+    return half_gate<T>(x, gate);
   }
 }
 
@@ -86,7 +139,7 @@ SGL_INLINE Many<n> gelu_erf(const Many<n>& x) {
     t = SGL_EACH(n, 1.0f / fma(size.v[i], splat(0.3f), splat(1.0f)));
     p = polynomial(kExact, t);
     const Many<n> power = SGL_EACH(n, at_least(x.v[i] * x.v[i] * -0.5f, -87.0f));
-    bell = exponential(power);
+    bell = exponential(power);  // 0 beyond |x| = 13.19, where the product with x is below the normal numbers
     bell = SGL_EACH(n, power.v[i] > -87.0f ? bell.v[i] : F{});
   } else {
     const Many<n> below = SGL_EACH(n, at_most(fma(size.v[i], splat(0.2316419f), splat(1.0f)), 0x1p126f));
