@@ -37,9 +37,14 @@ static inline bool sees_key(const Problem& p, const char* heads, const Sequence&
   const int32_t begin = max_int(task.key0, walk.query - s.left);
   const int32_t end = min_int(min_int(task.key1, s.sk), walk.query + s.right + 1);
   if (heads == nullptr) return begin < end;
-  const char* row = heads + walk.group_head * p.mask.head + walk.query * p.mask.query;
+  const char* row = heads + walk.group_head * p.mask.head + walk.query * p.mask.query + begin * p.mask.key;
+  const int64_t size = type_size(p.mask.type);
+  if (begin < end && p.mask.key == size) {  // hidden is one pattern of bits: all are, if the first is and all are alike
+    const size_t rest = static_cast<size_t>((end - begin - 1) * size);
+    return mask_bias(row, p.mask.type) != kMinusInf || __builtin_memcmp(row, row + size, rest) != 0;
+  }
   for (int32_t key = begin; key < end; ++key) {
-    if (mask_bias(row + key * p.mask.key, p.mask.type) != kMinusInf) return true;
+    if (mask_bias(row + (key - begin) * p.mask.key, p.mask.type) != kMinusInf) return true;
   }
   return false;
 }

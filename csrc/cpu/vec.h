@@ -113,7 +113,7 @@ SGL_INLINE F at_most(F x, float limit) {
 #endif
 }
 
-// The smaller and the larger; b where a is NaN.
+// The smaller; b where a is NaN.
 SGL_INLINE F lesser(F a, F b) {
 #if defined(__AVX512F__)
   return _mm512_min_ps(a, b);
@@ -121,16 +121,6 @@ SGL_INLINE F lesser(F a, F b) {
   return _mm256_min_ps(a, b);
 #else
   return a < b ? a : b;
-#endif
-}
-
-SGL_INLINE F greater(F a, F b) {
-#if defined(__AVX512F__)
-  return _mm512_max_ps(a, b);
-#elif defined(__AVX2__)
-  return _mm256_max_ps(a, b);
-#else
-  return a > b ? a : b;
 #endif
 }
 
