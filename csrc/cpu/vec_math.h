@@ -63,8 +63,8 @@ SGL_INLINE Many<n> exact_gate(const Many<n>& x, const Many<n>& gate) {
   return with_left(v, gate);
 }
 
-// x / (1 + 2^t). Infinity for large t makes NaN of -inf, as torch does; NaN in x stays. From t = 126 on the result is 0,
-// which in bf16 loses what is below 1.2e-36: telling those lanes apart cost 6 %.
+// x / (1 + 2^t). Infinity for large t makes NaN of -inf, as torch does; NaN in x stays. From t = 126 on the result is
+// 0, which in bf16 loses what is below 1.2e-36: telling those lanes apart cost 6 %.
 template <class T, int n>
 SGL_INLINE Many<n> quick_gate(const Many<n>& x, const Many<n>& t) {
   const Many<n> power = quick_power<T>(t);
