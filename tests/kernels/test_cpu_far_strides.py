@@ -118,7 +118,7 @@ def test_results_written_far_apart(dtype: torch.dtype) -> None:
         for dim in (0, 1):
             out = far(torch.zeros_like(args[0]), dim)
             run(f"{op}_out", *args, out)
-            assert torch.equal(out, want), (op, dim)
+            torch.testing.assert_close(out, want)  # rows that go together are summed in another order
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
