@@ -295,11 +295,13 @@ PyMethodDef methods[] = {
     {"is_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(is_plain)), METH_FASTCALL,
      "is_plain(*tensors) -> bool"},
     {"connect", connect, METH_VARARGS,
-     "connect(table, is_grad_enabled, is_any_autocast_enabled, requires_grad, Tensor, Parameter, forward_ad, autocast_of)"},
+     "connect(table, is_grad_enabled, is_any_autocast_enabled, requires_grad, Tensor, Parameter, forward_ad, "
+     "autocast_of)"},
     {nullptr, nullptr, 0, nullptr},
 };
 
-PyModuleDef definition = {PyModuleDef_HEAD_INIT, "sgl_kernels._key", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "sgl_kernels._key", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 

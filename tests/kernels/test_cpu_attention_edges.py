@@ -148,8 +148,46 @@ def test_a_key_of_the_lowest_bias_is_seen(dtype: torch.dtype, rows: int, keys: i
     mask = torch.zeros(1, 1, rows, keys)
     mask[..., keys // 3] = LOWEST
     assert not exact(q, k, v, mask)[0].isfinite().any()
+    for one in (mask, mask[:, :, :1]):  # a mask per row, and one that sets the scales of V
+        for int8_values in (False, True):
+            assert not sage(q, k, v, one, int8_values).isfinite().any()
     mask[..., keys // 3] = -torch.inf
     assert exact(q, k, v, mask)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize(("rows", "keys"), SHAPES)
+@pytest.mark.parametrize("kind", ("none", "bool", "float", "per_row"))
+def test_products_that_overflow_below(dtype: torch.dtype, rows: int, keys: int, kind: str) -> None:
+    """Each is the lowest score, and no hidden one: a row of nothing else is the mean over the keys that it sees."""
+    q, k, v = inputs(rows, keys, dtype)
+    q, k = q.abs() * 1e20 + 1e20, -k.abs() * 1e20 - 1e20
+    q[0, -1] = 1e-20 * q[0, -1]  # an ordinary row among them
+    mask = None
+    if kind != "none":
+        mask = torch.arange(keys).expand(2, 1, rows if kind == "per_row" else 1, keys) % 3 != 0
+        mask = mask.clone()
+        if kind == "per_row" and rows > 1:
+            mask[:, :, 0] = False  # sees no key
+    if kind == "float":
+        mask = torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)
+    out, lse = exact(q, k, v, mask)
+    seen = torch.ones(2, 1, rows, keys) if mask is None else (mask if mask.dtype == torch.bool else mask == 0)
+    weights = seen.expand(2, 2, rows, keys).double()
+    weights = weights / weights.sum(-1, keepdim=True).clamp(min=1)
+    want = (weights @ v.double().transpose(1, 2)).transpose(1, 2).repeat_interleave(2, 2)
+    ordinary, other = expected(q[:1, -1:], k[:1], v[:1], None if mask is None else mask[:1, :, -1:])
+    want[0, -1] = ordinary[0, 0]
+    assert_near(out, want, TOLERANCE[dtype])
+    hidden = ~seen.bool().any(-1).expand(2, 4, rows)
+    assert torch.equal(lse == -torch.inf, hidden)
+    assert torch.allclose(lse[0, :, -1].double(), other[0, :, 0], rtol=1e-3)
+    for int8_values in (False, True):
+        assert_near(sage(q, k, v, mask, int8_values), want, 0.04)
+    k[:, 1] = -torch.inf
+    v[:, 1] = torch.nan
+    poisoned = exact(q, k, v, mask)[0].isnan().all(-1).transpose(1, 2)
+    assert torch.equal(poisoned, ~hidden)  # key 1 is seen, so its V counts
 
 
 @pytest.mark.parametrize(("rows", "keys"), SHAPES)

@@ -40,9 +40,57 @@ def rows(size: float) -> Tensor:
 def test_small_rows_without_eps(name: str, size: float) -> None:
     x = rows(size)
     for backend in ("torch_sdpa", None):
-        if backend is None and size < 1e-38 and name in ("group_norm", "qk_norm_rope"):
-            continue  # the inverse of what is below 2.9e-39 is no float32, in which these kernels of `cpu` hold it
         torch.testing.assert_close(OPS[name](x, backend).double(), exact(name, x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1e-37, 2.5e-39, 1e-40])
+@pytest.mark.parametrize("last", [False, True])
+def test_small_groups_beside_ordinary_ones(dtype: torch.dtype, size: float, last: bool) -> None:
+    x = torch.randn(2, 6, 5, 7, generator=torch.Generator().manual_seed(2))
+    x[0, 2:4] *= size
+    x[1] *= size
+    x = x.to(dtype)
+    x = x.to(memory_format=torch.channels_last) if last else x
+    weight, bias = torch.linspace(0.5, 2, 6), torch.linspace(-1, 1, 6)
+    weight[2] = 1e-38  # the gain of a small group is ordinary then, and the result small
+    for activation in ("none", "silu"):
+        have = sk.group_norm(x, 3, weight, bias, eps=0.0, activation=activation)
+        want = exact("group_norm", x) * weight[:, None, None] + bias[:, None, None]
+        want = torch.nn.functional.silu(want) if activation == "silu" else want
+        tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+        torch.testing.assert_close(have.double(), want, atol=tolerance, rtol=tolerance)
+
+
+def test_a_small_gain_of_large_rows() -> None:
+    x = torch.randn(1, 4, 64, generator=torch.Generator().manual_seed(3)) * 1e20
+    weight = torch.full((4,), 1e-25)
+    have = sk.group_norm(x, 2, weight, eps=0.0)
+    want = (exact("layer_norm", x.reshape(1, 2, -1)) * 1e-25).reshape(x.shape)
+    torch.testing.assert_close(have.double() * 1e25, want * 1e25, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("heads", [1, 6])
+def test_small_heads_are_turned(dtype: torch.dtype, interleaved: bool, heads: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(2, 3, heads, 64, generator=generator)
+    x[:, 1] *= 1e-39
+    x[:, 2, -1] *= 1e-40
+    x = x.to(dtype)
+    weight, angle = torch.linspace(0.5, 2, 64), torch.randn(3, 16, generator=generator)
+    tables = angle.cos(), angle.sin()
+    have = sk.qk_norm_rope(x, x, weight, weight, *tables, eps=0.0, interleaved=interleaved)
+    normed = exact("rms_norm", x) * weight
+    want = normed.clone()
+    c, s = (t.double()[:, None] for t in tables)
+    first, second = (slice(0, 32, 2), slice(1, 32, 2)) if interleaved else (slice(0, 16), slice(16, 32))
+    want[..., first] = normed[..., first] * c - normed[..., second] * s
+    want[..., second] = normed[..., first] * s + normed[..., second] * c
+    tolerance = 1e-5 if dtype is torch.float32 else 2e-2
+    for part in have:
+        torch.testing.assert_close(part.double(), want, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("name", OPS)

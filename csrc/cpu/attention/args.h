@@ -29,7 +29,7 @@ struct Problem {
   Tensor4 q, k, v, out;
   MaskView mask;
   float* lse;                                    // may be null; element strides below
-  float* sums;                                   // of key splits: the weights' sums, and lse is what they are relative to
+  float* sums;                                   // of key splits: the weights' sums; lse is what they are relative to
   int64_t lse_batch, lse_head;                   // the query stride is 1
   int64_t out_split, lse_split;                  // bytes, elements: where the next key split writes its part
   const int64_t *cu_q, *cu_k;                    // packed sequences (offsets along seq), or null

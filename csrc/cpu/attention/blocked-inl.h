@@ -2,7 +2,7 @@
 // and used by all its panels; keys that causal bounds, windows or masks hide from a whole panel are skipped.
 #pragma once
 
-#include "attention/pack-inl.h"
+#include "attention/visible-inl.h"
 
 namespace sgl_kernels::attention {
 namespace {
@@ -145,7 +145,8 @@ Layout layout_of(const Problem& p, int32_t rows) {
   l.key_slot = block * l.elements;
   l.value_slot = block / Dot::kUnit * l.channels;
   const size_t slot_bytes = (l.key_slot + l.value_slot) * 4;
-  const int32_t blocks = max_int(1, (p.sk + l.block - 1) / l.block), kept = static_cast<int32_t>(kKeptBytes / slot_bytes);
+  const int32_t blocks = max_int(1, (p.sk + l.block - 1) / l.block);
+  const int32_t kept = static_cast<int32_t>(kKeptBytes / slot_bytes);
   l.slots = rows <= kChunkRows ? 1 : min_int(blocks, max_int(1, kept));
   l.queries = take(static_cast<size_t>(l.panels) * l.elements * kPanel);
   l.keys = take(l.key_slot * l.slots);
@@ -162,7 +163,8 @@ Layout layout_of(const Problem& p, int32_t rows) {
 
 template <class Dot>
 size_t blocked_scratch(const Problem& p, int32_t rows) {
-  const size_t usual = layout_of<Dot>(p, rows).total, careful = layout_of<DotCareful>(p, min_int(rows, kChunkRows)).total;
+  const size_t usual = layout_of<Dot>(p, rows).total;
+  const size_t careful = layout_of<DotCareful>(p, min_int(rows, kChunkRows)).total;
   return usual > careful ? usual : careful;
 }
 
@@ -200,31 +202,6 @@ static inline void clear_products(Panel* panels, int32_t count, int32_t channels
     __builtin_memset(panels[n].out, 0, static_cast<size_t>(channels) * panels[n].vectors * kLanes * 4);
     panels[n].begun = true;
   }
-}
-
-// How a task meets the mask: one bias per key for all its rows, or one per key and row.
-struct MaskPlan {
-  bool per_key, per_lane;
-  const char* heads;  // the mask of the key head's first query head
-  const char* row;    // per key: its row
-};
-
-static inline MaskPlan plan_mask(const Problem& p, const Task& task, const Sequence& s) {
-  if (p.mask.data == nullptr) return {};
-  const int32_t group = p.heads / p.kv_heads, head = task.row0 / s.sq;
-  const bool one_head = (task.row1 - 1) / s.sq == head;
-  const bool per_key = p.mask.query == 0 && (p.mask.head == 0 || one_head);
-  const char* heads = p.mask.data + task.batch * p.mask.batch + int64_t{task.kv_head} * group * p.mask.head;
-  return {per_key, !per_key, heads, heads + head * p.mask.head};
-}
-
-// Biases of a block of keys; false where all are hidden.
-static inline bool key_biases(const MaskView& view, const MaskPlan& plan, int32_t key0, int32_t count, float* to) {
-  mask_row(view, plan.row, key0, count, to);
-  bool shown = false;
-  for (int k = 0; k < count; ++k) shown |= to[k] != kMinusInf;
-  for (int k = count; k < round_up(count, kKeyAlign); ++k) to[k] = kMinusInf;  // the rest of the last tile
-  return shown;
 }
 
 // The packed keys and values of a block, from the slot that holds them or packed now.
@@ -349,9 +326,10 @@ void run_chunk(const Problem& p, const Task& task, const Sequence& s, const Layo
     const RowWalk walk(task.row0 + n * kPanel, s.sq);
     uint8_t* failed = failures.row + n * kPanel;
     if constexpr (Dot::kCareful) {
-      store_failed(p, out, walk, panels[n], failed);
+      store_failed(p, out, lse, walk, panels[n], failed);
     } else {
       store_panel(p, out, lse, walk, panels[n], failures.any, failed);
+      find_unseen(p, mask, s, task, walk, panels[n], failures.any, failed);
     }
   }
 }

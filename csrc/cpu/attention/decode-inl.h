@@ -126,7 +126,9 @@ void add_all_values(const Tensor4& v, const char* values, int count, int dv, con
   for (; c + kPair <= dv; c += kPair, values += STEP, ahead += count * STEP) {
     add_values<Dot, kType, ROWS, 1, false>(v, values, count, 0, weights, decay, out + c, out_stride, ahead);
   }
-  if (c < dv) add_values<Dot, kType, ROWS, 1, true>(v, values, count, dv - c, weights, decay, out + c, out_stride, ahead);
+  if (c < dv) {
+    add_values<Dot, kType, ROWS, 1, true>(v, values, count, dv - c, weights, decay, out + c, out_stride, ahead);
+  }
 }
 
 struct RowState {
@@ -143,7 +145,7 @@ float weigh(float* scores, int count, const ScoreRule& rule, const float* bias, 
   I poisoned{};
   for (int k = 0; k < count; k += kLanes) {
     F s = load<F>(scores + k) * rule.scale;
-    if (rule.cap != 0) s = tanh(s) * rule.cap;
+    s = rule.cap != 0 ? tanh(s) * rule.cap : saturated<Dot>(s);
     if (bias != nullptr) {
       const F b = load<F>(bias + k);
       s = b == splat(kMinusInf) ? b : max(splat(kLowest), s + b);
@@ -284,7 +286,8 @@ bool decode_rows(const Problem& p, const Task& task, char* scratch, uint8_t* fai
         }
         const int from = max_int(0, walk.query - s.left - key0);
         const int to = min_int(count, walk.query + s.right + 1 - key0);
-        decays[row] = weigh<Dot>(scores + row * kChunk, count, rule, mask != nullptr ? bias : nullptr, from, to, states[row]);
+        decays[row] = weigh<Dot>(scores + row * kChunk, count, rule, mask != nullptr ? bias : nullptr, from, to,
+                                 states[row]);
       }
     }
     for (int k = 0; k < count; k += kValueWindow) {
@@ -329,10 +332,14 @@ bool decode_rows(const Problem& p, const Task& task, char* scratch, uint8_t* fai
           store_from_float(at, sum == 0 ? F{} : x.b, p.out_type, min_int(kLanes, n - kLanes));
         }
       }
-      if constexpr (!Dot::kCareful) {
-        const int64_t at = s.lse_offset + head * p.lse_head + walks[r].query + task.split * p.lse_split;
+      const int64_t at = s.lse_offset + head * p.lse_head + walks[r].query + task.split * p.lse_split;
+      if constexpr (Dot::kCareful) {
+        if (failed[row] == kNoWeights) store_lse(p, at, states[row].highest, sum * kCarefulUnshift);
+      } else {
         store_lse(p, at, states[row].highest, sum);
         failed[row] = sum != 0 && sum == sum && any(check != check);
+        const char* heads = mask == nullptr ? nullptr : mask + int64_t{h} * group * p.mask.head;
+        if (__builtin_expect(sum == 0, 0) && sees_key(p, heads, s, task, walks[r])) failed[row] = kNoWeights;
         some |= failed[row] != 0;
       }
     }

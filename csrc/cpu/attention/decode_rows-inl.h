@@ -66,8 +66,8 @@ SGL_INLINE Two in_order(Two x) {
   return {load<F>(to), load<F>(to + kLanes)};
 }
 
-// What a task is going to read, in that order: `keys` rows of K and V, a chunk of each in turn. Each row is the bytes of
-// all key heads of the task.
+// What a task is going to read, in that order: `keys` rows of K and V, a chunk of each in turn. Each row is the bytes
+// of all key heads of the task.
 class Ahead {
  public:
   struct Rows {

@@ -35,7 +35,8 @@ MaskView view_of_mask(const char* op, const Tensor& mask, const Problem& p) {
     if (mask.size(i) != 1) strides[to] = mask.stride(i) * type_size(type);
   }
   STD_TORCH_CHECK(fits, op, ": attn_mask has shape ", shape_text(mask),
-                  "; expected one that broadcasts to (B, Hq, Sq, Sk) = [", want[0], ", ", want[1], ", ", want[2], ", ", want[3], "]");
+                  "; expected one that broadcasts to (B, Hq, Sq, Sk) = [", want[0], ", ", want[1], ", ",
+                  want[2], ", ", want[3], "]");
   return {static_cast<const char*>(mask.const_data_ptr()), type, strides[0], strides[1], strides[2], strides[3]};
 }
 
@@ -113,8 +114,9 @@ Type check_tensor(const Tensor& tensor, const char* op, const char* name, int64_
 }
 
 void check_heads(const Tensor& q, const Tensor& k, const Tensor& v, const char* op) {
-  STD_TORCH_CHECK(q.scalar_type() == k.scalar_type() && q.scalar_type() == v.scalar_type(), op, ": q, k and v have dtypes ",
-                  torch::headeronly::toString(q.scalar_type()), ", ", torch::headeronly::toString(k.scalar_type()),
+  const bool alike = q.scalar_type() == k.scalar_type() && q.scalar_type() == v.scalar_type();
+  STD_TORCH_CHECK(alike, op, ": q, k and v have dtypes ", torch::headeronly::toString(q.scalar_type()), ", ",
+                  torch::headeronly::toString(k.scalar_type()),
                   " and ", torch::headeronly::toString(v.scalar_type()), "; expected the same for all three");
   const int64_t rank = q.dim(), head = rank - 2, channel = rank - 1;
   for (int64_t i = 0; i < channel; ++i) {
@@ -128,14 +130,16 @@ void check_heads(const Tensor& q, const Tensor& k, const Tensor& v, const char* 
                   "; the first must be a multiple of the second");
   // Scratch space grows with the head sizes; 32-bit arithmetic on them must not overflow.
   STD_TORCH_CHECK(q.size(channel) <= 65536 && v.size(channel) <= 65536 && q.size(head) < (1 << 24), op, ": head_dim ",
-                  q.size(channel), ", value head_dim ", v.size(channel), " or ", q.size(head), " heads is out of range");
+                  q.size(channel), ", value head_dim ", v.size(channel), " or ", q.size(head),
+                  " heads is out of range");
 }
 
 void check_rows(const Tensor& q, const Tensor& k, int64_t batch, int64_t longest, const char* op) {
   const int64_t head = q.dim() - 2, group = k.size(head) > 0 ? q.size(head) / k.size(head) : 0;
   STD_TORCH_CHECK(batch < (int64_t{1} << 31), op, ": the batch is ", batch, "; expected less than 2^31. Split it");
-  STD_TORCH_CHECK(longest == 0 || group < kMostRows / longest, op, ": ", group, " query heads share a key head and have ",
-                  longest, " rows each; expected fewer than 2^30 rows in all. Split q along its rows or heads");
+  STD_TORCH_CHECK(longest == 0 || group < kMostRows / longest, op, ": ", group,
+                  " query heads share a key head and have ", longest,
+                  " rows each; expected fewer than 2^30 rows in all. Split q along its rows or heads");
 }
 
 void check_rule(const char* op, int64_t causal, int64_t window_left, int64_t window_right, double softcap) {
@@ -154,7 +158,8 @@ Tensor rows_contiguous(const Tensor& tensor) {
 Tensor4 view_of(const Tensor& tensor, Type type) {
   const int64_t size = type_size(type), rank = tensor.dim();
   char* data = const_cast<char*>(static_cast<const char*>(tensor.const_data_ptr()));
-  return {data, rank == 4 ? tensor.stride(0) * size : 0, tensor.stride(rank - 3) * size, tensor.stride(rank - 2) * size};
+  const int64_t batch = rank == 4 ? tensor.stride(0) * size : 0;
+  return {data, batch, tensor.stride(rank - 3) * size, tensor.stride(rank - 2) * size};
 }
 
 std::string shape_text(const Tensor& tensor) {

@@ -14,7 +14,8 @@ Tensor attention_heads_first(const Tensor& q, const Tensor& k, const Tensor& v, 
   DenseCall call = prepare_dense(op, torch::stable::transpose(q, 1, 2), torch::stable::transpose(k, 1, 2),
                                  torch::stable::transpose(v, 1, 2), attn_mask, causal, scale, -1, -1, 0.0, false);
   if (like_query) {
-    STD_TORCH_CHECK(q.size(3) == v.size(3), op, ": like_query is true, but q has head_dim ", q.size(3), " and v ", v.size(3));
+    STD_TORCH_CHECK(q.size(3) == v.size(3), op, ": like_query is true, but q has head_dim ", q.size(3), " and v ",
+                    v.size(3));
     call.out = torch::stable::empty_like(q);
     STD_TORCH_CHECK(call.out.size(3) <= 1 || call.out.stride(3) == 1, op, ": like_query is true, but q has strides ",
                     q.stride(0), ", ", q.stride(1), ", ", q.stride(2), ", ", q.stride(3), "; expected 1 at the end");

@@ -2,9 +2,9 @@
 // packed K (16 keys x 16 pairs of channels) times a tile of Q^T is 16 rows of S^T, and a tile of V^T (16 channels x 16
 // pairs of keys) times a tile of P^T is 16 rows of O^T: packed Q, P and O are those of the other bf16 kernel.
 //
-// 360 to 740 GFLOP/s on one core of a Xeon, 3.6 to 4.9 times the float kernel (benchmarks/notes/cpu_attention.md). Intel
-// publishes 1,024 bf16 operations a cycle for the tiles and 64 float ones for two FMA units; D is padded to a multiple
-// of 32, so from 64 on at least two thirds of that work counts. Smaller heads stay with the floats unless
+// 360 to 740 GFLOP/s on one core of a Xeon, 3.6 to 4.9 times the float kernel (benchmarks/notes/cpu_attention.md).
+// Intel publishes 1,024 bf16 operations a cycle for the tiles and 64 float ones for two FMA units; D is padded to a
+// multiple of 32, so from 64 on at least two thirds of that work counts. Smaller heads stay with the floats unless
 // SGL_KERNELS_CPU_ISA=amx insists; other types and decoding always do.
 #include "attention/bf16-inl.h"
 #include "isa.h"

@@ -12,8 +12,8 @@ static inline int32_t round_up(int32_t x, int32_t to) { return (x + to - 1) / to
 static inline int32_t min_int(int32_t a, int32_t b) { return a < b ? a : b; }
 static inline int32_t max_int(int32_t a, int32_t b) { return a > b ? a : b; }
 
-// Rows of another head lie between one's own, often a page apart, where no hardware prefetcher follows: waiting for each
-// row of V took 6 % of a bf16 task of 1024 x 1024 x 64.
+// Rows of another head lie between one's own, often a page apart, where no hardware prefetcher follows: waiting for
+// each row of V took 6 % of a bf16 task of 1024 x 1024 x 64.
 constexpr int kRowsAhead = 32;
 template <int kWrite = 0>
 SGL_INLINE void fetch_row(const char* row, size_t bytes) {
@@ -97,8 +97,8 @@ void pack_keys(const char* from, int64_t stride, int keys, int channels, int ele
   __builtin_memset(to, 0, static_cast<size_t>(round_up(keys, Dot::kKeyStep) - keys) * elements * 4);
 }
 
-// Writes one unit of keys, `line`, to its places in the channel groups. A group of 6 goes as 8 channels in one move: the
-// next unit overwrites the other two, and after the block's last unit there is no room for them.
+// Writes one unit of keys, `line`, to its places in the channel groups. A group of 6 goes as 8 channels in one move:
+// the next unit overwrites the other two, and after the block's last unit there is no room for them.
 SGL_INLINE void scatter_channels(const float* line, int channels, size_t block_units, int unit, float* to) {
   const bool room = static_cast<size_t>(unit) + 1 < block_units;
   int c = 0;
@@ -260,7 +260,9 @@ static inline void store_lse(const Problem& p, int64_t at, float reference, floa
   }
 }
 
-// Rows of a chunk whose weights are fine and whose result is not: it overflowed, or V holds infinities or NaN.
+// Rows of a chunk whose weights are fine and whose result is not: it overflowed, or V holds infinities or NaN. And rows
+// that see keys and gave weight to none.
+constexpr uint8_t kNoWeights = 2;
 struct Failures {
   bool any = false;
   uint8_t row[kChunkRows] = {};
@@ -327,12 +329,16 @@ static inline void store_panel(const Problem& p, char* heads, int64_t lse, RowWa
 }
 
 // Only the rows that failed before. A mean of finite values is finite: what rounding lifts above the largest is that.
-static inline void store_failed(const Problem& p, char* heads, RowWalk walk, const Panel& panel,
+static inline void store_failed(const Problem& p, char* heads, int64_t lse, RowWalk walk, const Panel& panel,
                                 const uint8_t* failed) {
   for (int r = 0; r < panel.rows; ++r, walk.next()) {
     if (!failed[r]) continue;
     char* row = heads + walk.group_head * p.out.head + walk.query * p.out.seq;
     const int j = r / kLanes, lane = r % kLanes;
+    if (failed[r] == kNoWeights) {
+      const int64_t at = lse + walk.group_head * p.lse_head + walk.query;
+      store_lse(p, at, panel.reference[j][lane], panel.sum[j][lane] * kCarefulUnshift);
+    }
     for (int c = 0; c < p.dv; c += kLanes) {
       const int n = min_int(kLanes, p.dv - c);
       F x{};

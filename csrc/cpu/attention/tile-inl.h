@@ -10,8 +10,8 @@
 namespace sgl_kernels::attention {
 namespace {
 
-// Scores are kept as half their log2: s * log2(e) / 2. Any finite score or bias stays finite there, and doubling is exact,
-// so that a weight is 2^(2 t - 2 reference) in one FMA. A hidden score is -inf, and nothing else is.
+// Scores are kept as half their log2: s * log2(e) / 2. Any finite score or bias stays finite there, and doubling is
+// exact, so that a weight is 2^(2 t - 2 reference) in one FMA. A hidden score is -inf, and nothing else is.
 constexpr float kHalfLog2e = 0.72134752f;
 constexpr float kRedo = 30.0f;      // a block is redone once a score exceeds the reference by 2^60
 constexpr float kFarScore = 1048576.0f;  // a reference beyond it is too coarse for an FMA's unrounded score
@@ -46,6 +46,7 @@ struct DotCareful : DotF32 {
   static constexpr bool kCareful = true;
 };
 constexpr float kCarefulShift = 32.0f;
+constexpr float kCarefulUnshift = 0x1p32f;
 constexpr float kLowestExponent = -0x1p100f;
 constexpr float kLeastWeight = 0x1p-126f;
 
@@ -53,6 +54,13 @@ template <class Dot>
 SGL_INLINE F add_weighted(F sum, F v, F weight) {
   if constexpr (!Dot::kCareful) return Dot::dot(sum, v, weight);
   return weight == F{} ? sum : sum + v * weight;
+}
+
+// A product that overflowed below is the lowest score there is, and no hidden one. Only rows that failed are asked.
+template <class Dot>
+SGL_INLINE F saturated(F s) {
+  if constexpr (!Dot::kCareful) return s;
+  return max(splat(kLowest), s);
 }
 
 // The weight of exponent t; `careful` weights tell hidden keys, of -inf, from those too far below the others.
@@ -181,13 +189,14 @@ __attribute__((noinline)) void score_tile(const float* k, size_t stride, const f
   SGL_UNROLL for (int i = 0; i < ROWS; ++i) SGL_UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = F{};
   multiply_rows<Dot, ROWS, NV>(k, stride, q, depth, acc);
   const F s = splat(scale);
-  constexpr bool kScaled = kTile != Tile::whole;  // already here: a hidden score is -inf whatever it was, times 0 too
+  // Already here: a hidden score is -inf whatever it was, times 0 too.
+  constexpr bool kScaled = kTile != Tile::whole || Dot::kCareful;
   if constexpr (kScaled) {
     const F hidden = splat(kMinusInf);
     SGL_UNROLL for (int i = 0; i < ROWS; ++i) {
       SGL_UNROLL for (int j = 0; j < NV; ++j) {
-        if constexpr (kTile == Tile::partial) {
-          acc[i][j] = i < keys ? acc[i][j] * s : hidden;
+        if constexpr (kTile == Tile::partial || kTile == Tile::whole) {
+          acc[i][j] = kTile == Tile::whole || i < keys ? saturated<Dot>(acc[i][j] * s) : hidden;
         } else {
           const F b = kTile == Tile::key_bias ? splat(bias[i]) : load<F>(bias + (i * NV + j) * kLanes);
           acc[i][j] = biased(acc[i][j] * s, b);
@@ -257,7 +266,7 @@ __attribute__((noinline)) void score_tile_ruled(const float* k, size_t stride, c
         continue;
       }
       F s = tile[i][j] * rule.scale;
-      if (rule.cap != 0) s = tanh(s) * rule.cap;
+      s = rule.cap != 0 ? tanh(s) * rule.cap : saturated<Dot>(s);
       s = rule_score<NV>(s, rule, row0 + i, j, panel, bounded);
       panel.highest[j] = max(panel.highest[j], s);
       tile[i][j] = s;

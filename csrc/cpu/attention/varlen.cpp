@@ -22,11 +22,12 @@ std::vector<int64_t> read_offsets(const Tensor& offsets, const char* name, int64
     values[i] = type == ScalarType::Int ? static_cast<const int32_t*>(offsets.const_data_ptr())[i * stride]
                                         : static_cast<const int64_t*>(offsets.const_data_ptr())[i * stride];
     const int64_t before = i == 0 ? 0 : values[i - 1];
-    STD_TORCH_CHECK(i == 0 ? values[i] == 0 : values[i] >= before && values[i] <= total, "attention_varlen: ", name, "[",
-                    i, "] is ", values[i], "; expected 0 first, then values that do not fall and are at most ", total,
+    const bool fits = i == 0 ? values[i] == 0 : values[i] >= before && values[i] <= total;
+    STD_TORCH_CHECK(fits, "attention_varlen: ", name, "[", i, "] is ", values[i],
+                    "; expected 0 first, then values that do not fall and are at most ", total,
                     " (the tokens there are)");
-    STD_TORCH_CHECK(values[i] - before <= longest, "attention_varlen: ", name, " has a sequence of ", values[i] - before,
-                    " tokens at ", i - 1, "; the declared maximum is ", longest);
+    STD_TORCH_CHECK(values[i] - before <= longest, "attention_varlen: ", name, " has a sequence of ",
+                    values[i] - before, " tokens at ", i - 1, "; the declared maximum is ", longest);
   }
   return values;
 }

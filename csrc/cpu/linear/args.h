@@ -1,12 +1,12 @@
-// activation(x W^T + bias) in fp32 on any storage type: what crosses to the vector code (kernels_avx2.cpp, kernels_avx512.cpp).
+// activation(x W^T + bias) in fp32 on any storage type: what crosses to the vector code (kernels_*.cpp).
 #pragma once
 
 #include "rowwise/args.h"
 
 namespace sgl_kernels {
 
-// A tile of sums in registers: two vectors of columns, to which a slice of the weight is padded, and as many rows as leave
-// registers for the operands.
+// A tile of sums in registers: two vectors of columns, to which a slice of the weight is padded, and as many rows as
+// leave registers for the operands.
 struct LinearTile {
   int64_t columns, rows;
 };

@@ -1,8 +1,8 @@
 // A linear layer as tiles of sums in registers: 6 x 16 with AVX2, 12 x 32 with AVX-512. Included by linear/kernels_avx2.cpp and
 // linear/kernels_avx512.cpp alone.
 //
-// The weight's slice is packed to fp32 once per task, two vectors of columns for each element of depth, and stays in
-// L2 while all rows of the task pass; a tile reads it by two loads and x by broadcasts: 12 FMAs for 8 loads, or 24 for 14.
+// The weight's slice is packed to fp32 once per task, two vectors of columns for each element of depth, and stays in L2
+// while all rows of the task pass; a tile reads it by two loads and x by broadcasts: 12 FMAs for 8 loads, or 24 for 14.
 #pragma once
 
 #include "rowwise/elementwise-inl.h"
@@ -177,8 +177,8 @@ static void tile(int64_t rows, const TileArgs& args) {
   }
 }
 
-// Rows a multiple of this many bytes apart compete for one set of the first-level cache: 12 of them with the panel ran at
-// 140 to 147 GFLOP/s where 64 bytes more a row gave 175 to 183 (Zen 5). They are copied, a line apart from that.
+// Rows a multiple of this many bytes apart compete for one set of the first-level cache: 12 of them with the panel ran
+// at 140 to 147 GFLOP/s where 64 bytes more a row gave 175 to 183 (Zen 5). They are copied, a line apart from that.
 constexpr int64_t kSameSet = 4096;
 
 template <Activation kind, class T>

@@ -210,7 +210,8 @@ void panel_product(const Linear& layer, const uint8_t* panel, const uint8_t* til
 
 int64_t panel_scratch_bytes(int64_t rows, Coding coding) {
   static_assert(float_scratch_bytes() <= kChunkBlocks * kOperandBytes);
-  return rows * (in_floats(coding, rows) ? 1 : digits(coding)) * kPanel * 4 + kChunkBlocks * (kOperandBytes + 8 * kColumns);
+  return rows * (in_floats(coding, rows) ? 1 : digits(coding)) * kPanel * 4 +
+         kChunkBlocks * (kOperandBytes + 8 * kColumns);
 }
 
 int64_t rows_at_once(int64_t rows, Coding coding) {

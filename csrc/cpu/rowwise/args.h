@@ -127,7 +127,8 @@ struct MomentsArgs {
   float eps;  // what will be added to the mean square: beside it, very small squares need no care
 };
 
-// One channel of group norm, positions adjacent: activation((x - mean) * gain + shift).
+// One channel of group norm, positions adjacent: activation((x * lift - mean * lift) * gain + shift). lift is a power
+// of two, 1 unless the difference or the gain would leave fp32 without it.
 struct ChannelArgs {
   Dtype dtype;
   Activation activation;
@@ -135,7 +136,7 @@ struct ChannelArgs {
   const char* x;
   char* out;
   int64_t count;
-  float mean, gain, shift;
+  float mean, gain, shift, lift;
 };
 
 // Channels-last group norm. Statistics of `rows` positions for every group.
@@ -160,6 +161,7 @@ struct LastApplyArgs {
   const float* mean;  // each prepared per channel
   const float* gain;
   const float* shift;
+  const float* lift;  // as in ChannelArgs, or null where it is 1 everywhere
 };
 
 struct Kernels {

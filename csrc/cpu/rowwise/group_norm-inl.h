@@ -28,23 +28,20 @@ static Moments moments(const MomentsArgs& args) {
   return result;
 }
 
-// A mean from which the distance of a finite element may be no float: there both are quartered before the difference.
-SGL_INLINE bool is_far(float mean) { return mean >= 0x1p102f || mean <= -0x1p102f; }
-
-template <bool far>
-SGL_INLINE F mapped(F v, F mean, F gain, F shift) {
-  return far ? fma(v * 0.25f - mean * 0.25f, gain * 4.0f, shift) : fma(v - mean, gain, shift);
+template <bool lifted>
+SGL_INLINE F mapped(F v, F mean, F gain, F shift, F lift) {
+  return fma(lifted ? v * lift - mean * lift : v - mean, gain, shift);
 }
 
-template <Activation kind, class T, bool far>
+template <Activation kind, class T, bool lifted>
 static void channel_as(const ChannelArgs& args) {
   const T* x = reinterpret_cast<const T*>(args.x);
   T* out = reinterpret_cast<T*>(args.out);
   const bool past_caches = args.stream;
-  const F mean = splat(args.mean), gain = splat(args.gain), shift = splat(args.shift);
+  const F mean = splat(args.mean), gain = splat(args.gain), shift = splat(args.shift), lift = splat(args.lift);
   const auto get = [&](int64_t i, int64_t count) __attribute__((always_inline)) {
     const Pair v = load(x + i, count);
-    return Pair{mapped<far>(v.a, mean, gain, shift), mapped<far>(v.b, mean, gain, shift)};
+    return Pair{mapped<lifted>(v.a, mean, gain, shift, lift), mapped<lifted>(v.b, mean, gain, shift, lift)};
   };
   activate_blocks<kind, T>(args.count, get, [&](int64_t i, Pair v, int64_t count) __attribute__((always_inline)) {
     put(out + i, v, count, past_caches);
@@ -57,11 +54,11 @@ static void channel_as(const ChannelArgs& args) {
 static void channel(const ChannelArgs& args) {
   by_dtype(args.dtype, [&](auto* type) {
     using T = SGL_TYPE_OF(type);
-    const bool far = is_far(args.mean);
+    const bool lifted = args.lift != 1.0f;
     if (args.activation == Activation::silu) {
-      far ? channel_as<Activation::silu, T, true>(args) : channel_as<Activation::silu, T, false>(args);
+      lifted ? channel_as<Activation::silu, T, true>(args) : channel_as<Activation::silu, T, false>(args);
     } else {
-      far ? channel_as<Activation::none, T, true>(args) : channel_as<Activation::none, T, false>(args);
+      lifted ? channel_as<Activation::none, T, true>(args) : channel_as<Activation::none, T, false>(args);
     }
   });
 }
@@ -153,17 +150,19 @@ static void last_moments(const LastMomentsArgs& args) {
   by_dtype(args.dtype, [&](auto* type) { last_moments_as<SGL_TYPE_OF(type)>(args); });
 }
 
-template <Activation kind, class T, bool far>
+template <Activation kind, class T, bool lifted>
 static void last_apply_as(const LastApplyArgs& args) {
   const bool past_caches = args.stream;
-  const float *means = args.mean, *gains = args.gain, *shifts = args.shift;
+  const float *means = args.mean, *gains = args.gain, *shifts = args.shift, *lifts = args.lift;
   for (int64_t r = 0; r < args.rows; ++r) {
     const T* x = row<T>(args.x, args.x_step, r);
     T* out = row<T>(args.out, args.out_step, r);
     for_blocks(args.channels, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
       const Pair v = load(x + i, count), mean = load(means + i);
       const Pair gain = load(gains + i), shift = load(shifts + i);
-      const Pair y = {mapped<far>(v.a, mean.a, gain.a, shift.a), mapped<far>(v.b, mean.b, gain.b, shift.b)};
+      const Pair lift = lifted ? load(lifts + i) : Pair{};
+      const Pair y = {mapped<lifted>(v.a, mean.a, gain.a, shift.a, lift.a),
+                      mapped<lifted>(v.b, mean.b, gain.b, shift.b, lift.b)};
       put(out + i, activated<kind, T>(y), count, past_caches);
     });
   }
@@ -175,14 +174,11 @@ static void last_apply_as(const LastApplyArgs& args) {
 static void last_apply(const LastApplyArgs& args) {
   by_dtype(args.dtype, [&](auto* type) {
     using T = SGL_TYPE_OF(type);
-    bool far = false;
-    for (int64_t c = 0; c < padded(args.channels); ++c) {
-      far |= is_far(args.mean[c]);
-    }
+    const bool lifted = args.lift != nullptr;
     if (args.activation == Activation::silu) {
-      far ? last_apply_as<Activation::silu, T, true>(args) : last_apply_as<Activation::silu, T, false>(args);
+      lifted ? last_apply_as<Activation::silu, T, true>(args) : last_apply_as<Activation::silu, T, false>(args);
     } else {
-      far ? last_apply_as<Activation::none, T, true>(args) : last_apply_as<Activation::none, T, false>(args);
+      lifted ? last_apply_as<Activation::none, T, true>(args) : last_apply_as<Activation::none, T, false>(args);
     }
   });
 }

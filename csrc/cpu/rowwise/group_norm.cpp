@@ -58,9 +58,31 @@ struct Accumulated {
     count = total;
   }
   float rounded_mean() const { return static_cast<float>(mean); }
-  // What a shift must add because the mean is rounded: half a unit of a large mean is not little.
-  float correction(float gain) const { return static_cast<float>((rounded_mean() - mean) * gain); }
-  float inverse(double eps) const { return static_cast<float>(1.0 / std::sqrt(squares / count + eps)); }
+  double inverse(double eps) const { return 1.0 / std::sqrt(squares / count + eps); }
+};
+
+// The map of one channel: (x * lift - mean * lift) * gain + shift.
+struct Map {
+  // A mean from which the distance of a finite element may be no float, and a gain that is none: rows may be as small
+  // as float32 goes where eps is 0.
+  static constexpr float kFarMean = 0x1p102f;
+  static constexpr double kLargeGain = 0x1p100, kSmallGain = 0x1p-100;
+
+  Map(const Accumulated& statistics, double eps, float weight, float bias) : mean(statistics.rounded_mean()) {
+    const double whole = weight * statistics.inverse(eps), size = std::fabs(whole);
+    if (std::fabs(mean) >= kFarMean) {
+      lift = 0.25f;
+    } else if (size > kLargeGain) {
+      lift = 0x1p64f;
+    } else if (size < kSmallGain && size > 0.0) {
+      lift = 0x1p-64f;
+    }
+    gain = static_cast<float>(whole / lift);
+    // With what is missing because the mean is rounded: half a unit of a large mean is not little.
+    shift = bias + static_cast<float>((mean - statistics.mean) * whole);
+  }
+
+  float mean, gain, shift, lift = 1.0f;
 };
 
 struct Request {
@@ -74,6 +96,9 @@ struct Request {
   std::vector<float> weight, bias;  // empty for none
   bool stream;
 
+  Map map_of(int64_t channel, const Accumulated& statistics) const {
+    return {statistics, eps, weight.empty() ? 1.0f : weight[channel], bias.empty() ? 0.0f : bias[channel]};
+  }
   int64_t width() const { return channels / groups; }
   float small() const { return static_cast<float>(eps); }
   int64_t item() const { return item_bytes(dtype); }
@@ -81,12 +106,11 @@ struct Request {
 
 void apply_channels_first(const Request& r, int64_t n, int64_t channel, const Accumulated& statistics, int64_t begin,
                           int64_t end) {
-  const float gain = (r.weight.empty() ? 1.0f : r.weight[channel]) * statistics.inverse(r.eps);
-  const float shift = (r.bias.empty() ? 0.0f : r.bias[channel]) + statistics.correction(gain);
+  const Map map = r.map_of(channel, statistics);
   const int64_t offset = (channel * r.positions + begin) * r.item();
   const char* from = r.x + n * r.from.batch_step + offset;
   kernels().channel({r.dtype, r.activation, r.stream, from, r.out + n * r.to.batch_step + offset,
-                     end - begin, statistics.rounded_mean(), gain, shift});
+                     end - begin, map.mean, map.gain, map.shift, map.lift});
 }
 
 // One group after another: the second reading finds a group of ordinary size in the caches.
@@ -150,7 +174,7 @@ void channels_last(const Request& r) {
   });
   // Per image the mean, gain and shift of each channel, in block order.
   Scratch tables(r.batch * 3 * table * 4);
-  std::vector<float> plain(3 * table, 0.0f);
+  std::vector<float> plain(3 * table, 0.0f), lift(table, 1.0f), lifts;  // lifts: of all images, if any is not 1
   for (int64_t n = 0; n < r.batch; ++n) {
     for (int64_t group = 0; group < r.groups; ++group) {
       Accumulated statistics;
@@ -159,11 +183,18 @@ void channels_last(const Request& r) {
         statistics.merge(static_cast<double>(count), parts[(n * pieces + piece) * r.groups + group]);
       }
       for (int64_t c = group * r.width(); c < (group + 1) * r.width(); ++c) {
-        const float gain = (r.weight.empty() ? 1.0f : r.weight[c]) * statistics.inverse(r.eps);
-        plain[c] = statistics.rounded_mean();
-        plain[table + c] = gain;
-        plain[2 * table + c] = (r.bias.empty() ? 0.0f : r.bias[c]) + statistics.correction(gain);
+        const Map map = r.map_of(c, statistics);
+        plain[c] = map.mean;
+        plain[table + c] = map.gain;
+        plain[2 * table + c] = map.shift;
+        lift[c] = map.lift;
+        if (map.lift != 1.0f && lifts.empty()) {
+          lifts.assign(r.batch * table, 1.0f);
+        }
       }
+    }
+    if (!lifts.empty()) {
+      kernels().plain({{lift.data(), Dtype::f32}, r.dtype, false, r.channels, lifts.data() + n * table});
     }
     for (int64_t part = 0; part < 3; ++part) {
       const Param from = {plain.data() + part * table, Dtype::f32};
@@ -176,7 +207,8 @@ void channels_last(const Request& r) {
       const float* mean = tables.floats() + n * 3 * table;
       kernels().last_apply({r.dtype, r.activation, r.stream, r.x + n * r.from.batch_step + p * r.from.position_step,
                             r.from.position_step, r.out + n * r.to.batch_step + p * r.to.position_step,
-                            r.to.position_step, count, r.channels, mean, mean + table, mean + 2 * table});
+                            r.to.position_step, count, r.channels, mean, mean + table, mean + 2 * table,
+                            lifts.empty() ? nullptr : lifts.data() + n * table});
       begin += count;
     }
   });

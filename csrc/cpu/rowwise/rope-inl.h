@@ -36,9 +36,18 @@ static void rope_gain(const RopeGainArgs& args) {
   span(split, args.rotary, args.dim - args.rotary, args.to + parts.rest);
 }
 
+// The inverse of a row whose own is no float: `rest` of the elements lifted by 2^64, which is exact for them.
+struct LiftedInverse {
+  float rest;
+};
+constexpr float kLift = 0x1p64f;
+
 SGL_INLINE Pair scaled(Pair v, float inverse, const float* gain) {
   const Pair g = load(gain);
   return {v.a * inverse * g.a, v.b * inverse * g.b};
+}
+SGL_INLINE Pair scaled(Pair v, LiftedInverse inverse, const float* gain) {
+  return scaled({v.a * kLift, v.b * kLift}, inverse.rest, gain);
 }
 
 // Rotates (a, b) by the angle whose cosine and sine are given.
@@ -48,8 +57,8 @@ SGL_INLINE void turn(F& a, F& b, F cosine, F sine) {
   a = turned;
 }
 
-template <bool normalised, class T>
-SGL_INLINE void rotate_pairs(const T* x, T* out, const RopeArgs& args, float inverse, bool past_caches) {
+template <bool normalised, class T, class Inverse>
+SGL_INLINE void rotate_pairs(const T* x, T* out, const RopeArgs& args, Inverse inverse, bool past_caches) {
   const float *gain = args.gain, *cosines = args.cos, *sines = args.sin;
   for_blocks(args.rotary, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
     const Pair block = load(x + i, count);
@@ -62,8 +71,8 @@ SGL_INLINE void rotate_pairs(const T* x, T* out, const RopeArgs& args, float inv
   });
 }
 
-template <bool normalised, class T>
-SGL_INLINE void rotate_halves(const T* x, T* out, const RopeArgs& args, float inverse, bool past_caches) {
+template <bool normalised, class T, class Inverse>
+SGL_INLINE void rotate_halves(const T* x, T* out, const RopeArgs& args, Inverse inverse, bool past_caches) {
   const int64_t half = args.rotary / 2;
   const float *gain = args.gain, *cosines = args.cos, *sines = args.sin;
   const float* second_gain = gain + gain_parts(args.rotary, false).second;
@@ -82,8 +91,8 @@ SGL_INLINE void rotate_halves(const T* x, T* out, const RopeArgs& args, float in
 }
 
 // The channels after the rotary ones: normalised, or as they are.
-template <bool normalised, class T>
-SGL_INLINE void pass(const T* x, T* out, const RopeArgs& args, float inverse, bool past_caches) {
+template <bool normalised, class T, class Inverse>
+SGL_INLINE void pass(const T* x, T* out, const RopeArgs& args, Inverse inverse, bool past_caches) {
   const float* gain = args.gain + gain_parts(args.rotary, args.interleaved).rest;
   for_blocks(args.dim - args.rotary, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
     const T* from = x + args.rotary + i;
@@ -97,9 +106,44 @@ SGL_INLINE void pass(const T* x, T* out, const RopeArgs& args, float inverse, bo
   });
 }
 
-// The heads that are fetched while these are turned, two blocks of 4 on; heads lie one after another, so behind a token's
-// last heads come those of the next.
+// The heads that are fetched while these are turned, two blocks of 4 on; heads lie one after another, so behind a
+// token's last heads come those of the next.
 constexpr int kHeadsAhead = 8;
+
+template <bool interleaved, bool normalised, class T, class Inverse>
+SGL_INLINE void rope_head(const T* x, const RopeArgs& args, int64_t head, Inverse inverse, bool past_caches) {
+  T* out = row<T>(args.out, args.out_step, head);
+  if constexpr (interleaved) {
+    rotate_pairs<normalised>(x, out, args, inverse, past_caches);
+  } else {
+    rotate_halves<normalised>(x, out, args, inverse, past_caches);
+  }
+  if (args.rotary < args.dim) {
+    pass<normalised>(x, out, args, inverse, past_caches);
+  }
+}
+
+// Heads one of which is not ordinary, each by itself.
+template <bool interleaved, class T>
+__attribute__((noinline)) static void rope_carefully(const RopeArgs& args, int64_t head, int64_t heads,
+                                                     bool past_caches) {
+  for (int64_t h = head; h < head + heads; ++h) {
+    const T* x[1] = {row<T>(args.x, args.x_step, h)};
+    RowStatistics found[1];
+    double mean, inverse = 0.0;
+    if (statistics<Norm::rms>(x, args.dim, args.eps, nullptr, found)) {
+      inverse = found[0].inverse;
+    } else {
+      inverse = careful_inverse(x[0], args.dim, args.eps, Norm::rms, &mean);
+    }
+    if (inverse > 0x1p100) {
+      const LiftedInverse lifted = {static_cast<float>(inverse / kLift)};
+      rope_head<interleaved, true>(x[0], args, h, lifted, past_caches);
+    } else {
+      rope_head<interleaved, true>(x[0], args, h, static_cast<float>(inverse), past_caches);
+    }
+  }
+}
 
 template <bool interleaved, bool normalised, class T, int heads>
 SGL_INLINE void rope_block(const RopeArgs& args, int64_t head, bool past_caches) {
@@ -114,25 +158,12 @@ SGL_INLINE void rope_block(const RopeArgs& args, int64_t head, bool past_caches)
   }
   if constexpr (normalised) {
     if (__builtin_expect(!statistics<Norm::rms>(x, args.dim, args.eps, nullptr, row_statistics), 0)) {
-      for (int h = 0; h < heads; ++h) {
-        double mean;
-        if (!is_ordinary_inverse(row_statistics[h].inverse)) {
-          row_statistics[h].inverse =
-              static_cast<float>(careful_inverse(x[h], args.dim, args.eps, Norm::rms, &mean));
-        }
-      }
+      rope_carefully<interleaved, T>(args, head, heads, past_caches);
+      return;
     }
   }
   for (int h = 0; h < heads; ++h) {
-    T* out = row<T>(args.out, args.out_step, head + h);
-    if constexpr (interleaved) {
-      rotate_pairs<normalised>(x[h], out, args, row_statistics[h].inverse, past_caches);
-    } else {
-      rotate_halves<normalised>(x[h], out, args, row_statistics[h].inverse, past_caches);
-    }
-    if (args.rotary < args.dim) {
-      pass<normalised>(x[h], out, args, row_statistics[h].inverse, past_caches);
-    }
+    rope_head<interleaved, normalised>(x[h], args, head + h, row_statistics[h].inverse, past_caches);
   }
 }
 

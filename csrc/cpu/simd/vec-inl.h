@@ -113,6 +113,30 @@ SGL_INLINE F at_most(F x, float limit) {
 #endif
 }
 
+// The smaller; b where a is NaN.
+SGL_INLINE F lesser(F a, F b) {
+#if defined(__AVX512F__)
+  return _mm512_min_ps(a, b);
+#elif defined(__AVX2__)
+  return _mm256_min_ps(a, b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// Whether a is below b in any lane.
+SGL_INLINE bool any_below(F a, F b) {
+#if defined(__AVX512F__)
+  return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)) != 0;
+#elif defined(__x86_64__)
+  return _mm_movemask_ps((F)(a < b)) != 0;
+#else
+  return vmaxvq_u32((uint32x4_t)(a < b)) != 0;
+#endif
+}
+
 // Vectors that go through a calculation in step, an operation of all before the next: a processor keeps too few
 // waiting operations to overlap calculations that follow one another (gelu_tanh in bf16 took 20 cycles for 32 elements
 // on Zen 5, twice what its operations need).

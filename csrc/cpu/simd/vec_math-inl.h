@@ -25,7 +25,46 @@ SGL_INLINE Many<n> exponential(const Many<n>& x) {
   return SGL_EACH(n, (F)((U)p.v[i] + ((U)whole.v[i] << 23)));
 }
 
-// x / (1 + 2^t). Infinity for large t makes NaN of -inf, as torch does; NaN in x stays.
+// Far to the left the factor of a gate is no normal number while its product with x, or with what that is multiplied
+// by, still may be. Those lanes are rare: vectors that hold one are multiplied again by what is missing, e^(t + 87). Of
+// -inf it is 0, which makes NaN of -inf, as torch does.
+constexpr float kLeft = -87.0f;
+template <int n>
+SGL_INLINE Many<n> times_missing(const Many<n>& v, const Many<n>& t) {
+  const Many<n> below = SGL_EACH(n, at_most(at_least(t.v[i] - kLeft, kLeft), 0.0f));
+  const Many<n> power = exponential(below);
+  const Many<n> missing = SGL_EACH(n, t.v[i] < 2.0f * kLeft ? F{} : power.v[i]);
+  return SGL_EACH(n, t.v[i] < kLeft ? v.v[i] * missing.v[i] : v.v[i]);
+}
+
+// v where no lane of t is below kLeft. (Inline: a call, even one that is never made, leaves no vector register to the
+// loop around it: group_norm with silu took 1.19 times as long in fp32.)
+template <int n>
+SGL_INLINE Many<n> with_left(const Many<n>& v, const Many<n>& t) {
+  F least = splat(kLeft);
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) {
+    least = lesser(t.v[i], least);
+  }
+  if (__builtin_expect(any_below(least, splat(kLeft)), 0)) {
+    return times_missing(v, t);
+  }
+  return v;
+}
+
+// x / (1 + e^-gate), the same for every finite gate.
+template <int n>
+SGL_INLINE Many<n> exact_gate(const Many<n>& x, const Many<n>& gate) {
+  const Many<n> tame = SGL_EACH(n, -at_most(at_least(gate.v[i], kLeft), -kLeft));
+  const Many<n> power = exponential(tame);
+  const Many<n> below = SGL_EACH(n, 1.0f + power.v[i]);
+  const Many<n> factor = reciprocal<true>(below);
+  const Many<n> v = SGL_EACH(n, x.v[i] * factor.v[i]);
+  return with_left(v, gate);
+}
+
+// x / (1 + 2^t). Infinity for large t makes NaN of -inf, as torch does; NaN in x stays. From t = 126 on the result is
+// 0, which in bf16 loses what is below 1.2e-36: telling those lanes apart cost 6 %.
 template <class T, int n>
 SGL_INLINE Many<n> quick_gate(const Many<n>& x, const Many<n>& t) {
   const Many<n> power = quick_power<T>(t);
@@ -36,16 +75,6 @@ SGL_INLINE Many<n> quick_gate(const Many<n>& x, const Many<n>& t) {
 #else
   return SGL_EACH(n, x.v[i] / below.v[i]);
 #endif
-}
-
-// x / (1 + e^-gate), with the same zero.
-template <int n>
-SGL_INLINE Many<n> exact_gate(const Many<n>& x, const Many<n>& gate) {
-  const Many<n> tame = SGL_EACH(n, -at_most(at_least(gate.v[i], -87.0f), 87.0f));
-  const Many<n> power = exponential(tame);
-  const Many<n> below = SGL_EACH(n, 1.0f + power.v[i]);
-  const Many<n> factor = reciprocal<true>(below);
-  return SGL_EACH(n, x.v[i] * (gate.v[i] < -87.3f ? F{} : factor.v[i]));
 }
 
 template <class T, int n>
@@ -86,7 +115,7 @@ SGL_INLINE Many<n> gelu_erf(const Many<n>& x) {
     t = SGL_EACH(n, 1.0f / fma(size.v[i], splat(0.3f), splat(1.0f)));
     p = polynomial(kExact, t);
     const Many<n> power = SGL_EACH(n, at_least(x.v[i] * x.v[i] * -0.5f, -87.0f));
-    bell = exponential(power);
+    bell = exponential(power);  // 0 beyond |x| = 13.19, where the product with x is below the normal numbers
     bell = SGL_EACH(n, power.v[i] > -87.0f ? bell.v[i] : F{});
   } else {
     const Many<n> below = SGL_EACH(n, at_most(fma(size.v[i], splat(0.2316419f), splat(1.0f)), 0x1p126f));

@@ -18,7 +18,8 @@ struct SageKernels {
   bool (*measure)(const Problem& p, int32_t batch, int32_t kv_head, char* memory);
   void (*quantise)(const Problem& p, int32_t batch, int32_t kv_head, int32_t block, char* memory);
   size_t (*scratch_bytes)(const Problem& p, int32_t rows);
-  void (*run)(const Problem& p, const Task& task, char* memory, bool int8_values, char* scratch);
+  // False where a row that sees keys gave weight to none, because its products overflow.
+  bool (*run)(const Problem& p, const Task& task, char* memory, bool int8_values, char* scratch);
 };
 
 extern const SageKernels kSageBaseline;

@@ -3,6 +3,7 @@
 
 namespace sgl_kernels::attention {
 
-const SageKernels kSageBaseline = {kPanel, sage_sizes, measure_by_type, quantise_by_type, sage_scratch_bytes, sage_by_type};
+const SageKernels kSageBaseline = {kPanel,           sage_sizes,         measure_by_type,
+                                   quantise_by_type, sage_scratch_bytes, sage_by_type};
 
 }  // namespace sgl_kernels::attention

@@ -138,7 +138,8 @@ bool strip_ranges(const char* rows, int64_t stride, int count, const SeenKeys& s
     if (!all && !seen(r)) {
       for (int c = 0; c < channels; c += kLanes) {
         const char* from = row + static_cast<size_t>(c) * type_size(kType);
-        hidden += (channels - c < kLanes ? load_as_float<kType>(from, channels - c) : load_as_float<kType>(from)) * 0.0f;
+        const bool short_one = channels - c < kLanes;
+        hidden += (short_one ? load_as_float<kType>(from, channels - c) : load_as_float<kType>(from)) * 0.0f;
       }
       continue;
     }

@@ -291,8 +291,8 @@ void quantise_block(const Problem& p, int32_t batch, int32_t kv_head, int32_t bl
 
 // One panel's queries as bytes with 128 added, transposed like pack_queries; their scales, per lane.
 template <Type kType>
-__attribute__((noinline)) void quantise_queries(const Problem& p, const SageHead& h, const char* heads, RowWalk walk, const Panel& panel,
-                      float* to, F* scales) {
+__attribute__((noinline)) void quantise_queries(const Problem& p, const SageHead& h, const char* heads, RowWalk walk,
+                                                const Panel& panel, float* to, F* scales) {
   const int nv = panel.vectors;
   // The scale's sign stays on it: scores are products of floats here.
   const float unit = p.scale * kHalfLog2e / 127.0f;

@@ -128,7 +128,7 @@ void attend_floats(const float* values, size_t block, int first, int last, float
 }
 
 template <Type kType>
-void run_sage(const Problem& p, const Task& task, char* memory, bool int8_values, char* scratch) {
+bool run_sage(const Problem& p, const Task& task, char* memory, bool int8_values, char* scratch) {
   const SageHead h = sage_head(p, memory);
   const SageScratch l = sage_scratch(p, h, task.row1 - task.row0);
   auto part = [scratch](size_t offset) { return reinterpret_cast<float*>(scratch + offset); };
@@ -197,14 +197,18 @@ void run_sage(const Problem& p, const Task& task, char* memory, bool int8_values
   }
 
   char* out = s.out + head0 * p.out.head;
+  bool unseen = false;
   for (int n = 0; n < l.panels; ++n) {
     for (int j = 0; j < panels[n].vectors; ++j) {
       panels[n].sum[j] += query_scales[n][j] * 0.0f;  // a query with NaN or infinities is NaN
     }
     const RowWalk walk(task.row0 + n * kPanel, s.sq);
+    uint8_t failed[kPanel];
+    find_unseen(p, mask, s, task, walk, panels[n], unseen, failed);
     int8_values ? store_sage<kType, true>(p, out, walk, panels[n], h)
                 : store_sage<kType, false>(p, out, walk, panels[n], h);
   }
+  return !unseen;
 }
 
 static inline bool measure_by_type(const Problem& p, int32_t batch, int32_t kv_head, char* memory) {
@@ -219,10 +223,10 @@ static inline void quantise_by_type(const Problem& p, int32_t batch, int32_t kv_
   if (p.type == Type::f16) quantise_block<Type::f16>(p, batch, kv_head, block, memory);
 }
 
-static inline void sage_by_type(const Problem& p, const Task& task, char* memory, bool int8_values, char* scratch) {
-  if (p.type == Type::f32) run_sage<Type::f32>(p, task, memory, int8_values, scratch);
-  if (p.type == Type::bf16) run_sage<Type::bf16>(p, task, memory, int8_values, scratch);
-  if (p.type == Type::f16) run_sage<Type::f16>(p, task, memory, int8_values, scratch);
+static inline bool sage_by_type(const Problem& p, const Task& task, char* memory, bool int8_values, char* scratch) {
+  if (p.type == Type::f32) return run_sage<Type::f32>(p, task, memory, int8_values, scratch);
+  if (p.type == Type::bf16) return run_sage<Type::bf16>(p, task, memory, int8_values, scratch);
+  return run_sage<Type::f16>(p, task, memory, int8_values, scratch);
 }
 
 }  // namespace

@@ -64,7 +64,7 @@ void run_sage(const Problem& p, bool int8_values) {
   const auto run = [&](int64_t head, Task task, char* from, int64_t worker) {
     task.batch = static_cast<int32_t>(head / p.kv_heads);
     task.kv_head = static_cast<int32_t>(head % p.kv_heads);
-    s.run(p, task, from, int8_values, scratch.get() + scratch_each * worker);
+    if (!s.run(p, task, from, int8_values, scratch.get() + scratch_each * worker)) finite = false;
   };
   if (by_head) {
     share_tasks(heads, workers, [&](size_t head, int64_t worker) {

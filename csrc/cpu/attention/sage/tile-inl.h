@@ -56,7 +56,8 @@ __attribute__((noinline)) void byte_score_tile(const uint32_t* k, size_t stride,
       SGL_UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = dot_bytes(acc[i][j], qv[j], kv);
     }
   }
-  // Kept in registers: `highest` might be any of the scores, and through memory each tile waited 6 times for the last one.
+  // Kept in registers: `highest` might be any of the scores, and through memory each tile waited 6 times for the last
+  // one.
   F scale[NV], top[NV];
   SGL_UNROLL for (int j = 0; j < NV; ++j) {
     scale[j] = query_scale[j];
@@ -160,9 +161,9 @@ SGL_INLINE F exp2_near(F t) {
 #endif
 }
 
-// Scores to unsigned bytes 255 * 2^(2 score - 2 highest), 4 keys to a lane's word, and the sums before rounding. Of bytes
-// the sums would lose many small weights together, and their share would go to the largest: with them left in the sum,
-// those keys count as V's mean.
+// Scores to unsigned bytes 255 * 2^(2 score - 2 highest), 4 keys to a lane's word, and the sums before rounding. Of
+// bytes the sums would lose many small weights together, and their share would go to the largest: with them left in the
+// sum, those keys count as V's mean.
 template <int NV>
 void weights_to_bytes(const float* scores, int units, const F* highest, uint32_t* to, F* sums) {
   F total[NV], top[NV];
