@@ -41,15 +41,20 @@ $(VENV)/.demo: $(VENV)/.ready requirements/demo.txt
 demo: venv $(VENV)/.demo  ## draw digits with a trained diffusion transformer: out/digits.png, out/report.html
 	$(BIN)/python -m examples.demo $(DEMO_ARGS)
 
-lint: venv  ## ruff (format and lint), mypy strict, generated docs up to date
+# What is formatted, beside Python.
+CPP := $(shell find csrc tests/kernels/native -name "*.h" -o -name "*.cpp")
+
+lint: venv  ## ruff and clang-format, mypy strict, generated docs up to date
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
 	$(BIN)/python -m benchmarks.pages docs --check
 
 format: venv  ## rewrite the sources the way lint wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CPP)
 
 clean:  ## remove everything that was built
 	rm -rf $(VENV) build out dist *.egg-info sgl_kernels/*.so

@@ -19,14 +19,14 @@ constexpr int kHead = 2;        // the op, and the ambient state
 DLPackDLTensorFromPyObjectNoSync describe = nullptr;
 PyObject* is_grad_enabled = nullptr;
 PyObject* is_any_autocast_enabled = nullptr;
-PyObject* requires_grad = nullptr;  // the property of torch.Tensor, and what reads it: looking the name up in the
+PyObject* requires_grad = nullptr;     // the property of torch.Tensor, and what reads it: looking the name up in the
 descrgetfunc read_property = nullptr;  // class each time takes twice as long
-PyObject* tensor_type = nullptr;    // what is of another type has rules of its own
+PyObject* tensor_type = nullptr;       // what is of another type has rules of its own
 PyObject* parameter_type = nullptr;
-PyObject* forward_ad = nullptr;     // the variables of torch.autograd.forward_ad, which holds its level in one
+PyObject* forward_ad = nullptr;  // the variables of torch.autograd.forward_ad, which holds its level in one
 PyObject* level_name = nullptr;
-PyObject* no_level = nullptr;       // -1: outside
-PyObject* autocast_of = nullptr;    // first argument -> a number for what autocast does to it
+PyObject* no_level = nullptr;     // -1: outside
+PyObject* autocast_of = nullptr;  // first argument -> a number for what autocast does to it
 
 enum Found { kPlain, kOdd, kFailed };  // kOdd: the Python form of the key decides; kFailed: an exception is set
 

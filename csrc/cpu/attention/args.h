@@ -28,28 +28,28 @@ struct MaskView {
 struct Problem {
   Tensor4 q, k, v, out;
   MaskView mask;
-  float* lse;                                    // may be null; element strides below
-  float* sums;                                   // of key splits: the weights' sums; lse is what they are relative to
-  int64_t lse_batch, lse_head;                   // the query stride is 1
-  int64_t out_split, lse_split;                  // bytes, elements: where the next key split writes its part
-  const int64_t *cu_q, *cu_k;                    // packed sequences (offsets along seq), or null
-  Type type, out_type;                           // of q, k, v; of out (f32 for key splits)
+  float* lse;                    // may be null; element strides below
+  float* sums;                   // of key splits: the weights' sums; lse is what they are relative to
+  int64_t lse_batch, lse_head;   // the query stride is 1
+  int64_t out_split, lse_split;  // bytes, elements: where the next key split writes its part
+  const int64_t *cu_q, *cu_k;    // packed sequences (offsets along seq), or null
+  Type type, out_type;           // of q, k, v; of out (f32 for key splits)
   int32_t batch, heads, kv_heads, sq, sk, d, dv;
-  int32_t causal;                                // 0 none, 1 bottom-right, 2 top-left
-  int64_t window_left, window_right;             // -1: unlimited
-  float scale, softcap;                          // softcap 0: off
+  int32_t causal;                     // 0 none, 1 bottom-right, 2 top-left
+  int64_t window_left, window_right;  // -1: unlimited
+  float scale, softcap;               // softcap 0: off
 };
 
 // Rows row0..row1 of the G*Sq query rows (row = group_head * Sq + query) that share key head kv_head.
 struct Task {
   int32_t batch, kv_head, row0, row1;
-  int32_t key0, key1, split;                     // keys key0..key1 only; the result goes to part `split`
-  int32_t kv_heads = 1;                          // decoding: the same rows of this many key heads from kv_head on
+  int32_t key0, key1, split;  // keys key0..key1 only; the result goes to part `split`
+  int32_t kv_heads = 1;       // decoding: the same rows of this many key heads from kv_head on
 };
 
 // One instruction set's entry points. Scratch must be 64-byte aligned.
 struct Kernels {
-  int32_t panel;                                 // query rows that one register tile serves
+  int32_t panel;  // query rows that one register tile serves
   size_t (*scratch_bytes)(const Problem& problem, int32_t rows);
   void (*run)(const Problem& problem, const Task& task, char* scratch);
   size_t (*decode_scratch_bytes)(const Problem& problem, const Task& task);
@@ -64,12 +64,12 @@ extern const Kernels kBaseline;
 extern const Kernels kAvx2, kAvx512, kAvx512Bf16, kAmx;
 #endif
 
-constexpr int32_t kChunkRows = 512;      // rows at a time: their Q, O and state fit a 2 MB L2 at head_dim 128
-constexpr int32_t kMergeBelow = 32;      // fewer queries, and the query heads that share a key head share panels
-constexpr int32_t kMaxDecodeRows = 8;        // of one key head
-constexpr int32_t kMaxDecodeHeadRows = 64;   // of all key heads of a task
+constexpr int32_t kChunkRows = 512;         // rows at a time: their Q, O and state fit a 2 MB L2 at head_dim 128
+constexpr int32_t kMergeBelow = 32;         // fewer queries, and the query heads that share a key head share panels
+constexpr int32_t kMaxDecodeRows = 8;       // of one key head
+constexpr int32_t kMaxDecodeHeadRows = 64;  // of all key heads of a task
 constexpr int64_t kMostRows = int64_t{1} << 30;  // query rows of one key head: twice as many fit 32 bits
-constexpr int64_t kFar = int64_t{1} << 29;  // sequence lengths are below this: q + kFar cannot overflow 32 bits
+constexpr int64_t kFar = int64_t{1} << 29;       // sequence lengths are below this: q + kFar cannot overflow 32 bits
 
 // One sequence of the problem: where its rows start, how long it is, and which keys a query sees
 // (key <= query + right and key >= query - left).
@@ -80,9 +80,7 @@ struct Sequence {
   int32_t sq, sk, left, right;
 };
 
-static inline int32_t clamp_far(int64_t x) {
-  return static_cast<int32_t>(x < -kFar ? -kFar : x > kFar ? kFar : x);
-}
+static inline int32_t clamp_far(int64_t x) { return static_cast<int32_t>(x < -kFar ? -kFar : x > kFar ? kFar : x); }
 
 static inline Sequence sequence_of(const Problem& p, int32_t batch) {
   Sequence s{p.q.data, p.k.data, p.v.data, p.out.data, 0, p.sq, p.sk, 0, 0};

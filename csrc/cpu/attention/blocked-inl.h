@@ -30,8 +30,8 @@ SGL_INLINE void with_vectors(int n, Body body) {
 
 // Scores of one block: keys first..last of the packed block; `first` is a multiple of the tile.
 template <class Dot, int NV>
-void score_block(const float* k, const float* q, int elements, const ScoreRule& rule, int first, int last,
-                 Panel& panel, float* p) {
+void score_block(const float* k, const float* q, int elements, const ScoreRule& rule, int first, int last, Panel& panel,
+                 float* p) {
   constexpr int ROWS = kKeyRows<NV>;
   for (int j = 0; j < NV; ++j) panel.highest[j] = splat(kMinusInf);
   for (int r = first; r < last; r += ROWS) {
@@ -211,11 +211,14 @@ struct Packed {
   const Layout& layout;
   const char *k, *v;  // the key head's rows from the task's first key on
   char* scratch;
-  int32_t* held;      // per slot: 1 + the block that it holds
+  int32_t* held;  // per slot: 1 + the block that it holds
 
   Packed(const Problem& p, const Layout& l, const Task& task, const Sequence& s, char* memory)
-      : problem(p), layout(l), k(s.k + task.kv_head * p.k.head + task.key0 * p.k.seq),
-        v(s.v + task.kv_head * p.v.head + task.key0 * p.v.seq), scratch(memory),
+      : problem(p),
+        layout(l),
+        k(s.k + task.kv_head * p.k.head + task.key0 * p.k.seq),
+        v(s.v + task.kv_head * p.v.head + task.key0 * p.v.seq),
+        scratch(memory),
         held(reinterpret_cast<int32_t*>(memory + l.held)) {
     forget();
     const int32_t keys = min_int(task.key1, s.sk) - task.key0;

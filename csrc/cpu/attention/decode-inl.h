@@ -87,9 +87,7 @@ template <class Dot, Type kType, int ROWS, int PAIRS, bool PARTIAL>
 SGL_INLINE void add_values(const Tensor4& v, const char* values, int count, int n, const float* weights,
                            const float* decay, float* out, int out_stride, const char* ahead) {
   F acc[ROWS][2 * PAIRS];
-  SGL_UNROLL for (int r = 0; r < ROWS; ++r) {
-    SGL_UNROLL for (int c = 0; c < 2 * PAIRS; ++c) acc[r][c] = F{};
-  }
+  SGL_UNROLL for (int r = 0; r < ROWS; ++r) { SGL_UNROLL for (int c = 0; c < 2 * PAIRS; ++c) acc[r][c] = F{}; }
   for (int key = 0; key < count; ++key, values += v.seq) {
     Two x[PAIRS];
     SGL_UNROLL for (int c = 0; c < PAIRS; ++c) {
@@ -138,8 +136,7 @@ struct RowState {
 // Scores of one row to weights, in place; returns what earlier weights are multiplied by. scores has room for a
 // whole vector past count; bias may be null. Keys outside [from, to) of the chunk are hidden.
 template <class Dot>
-float weigh(float* scores, int count, const ScoreRule& rule, const float* bias, int from, int to,
-                          RowState& state) {
+float weigh(float* scores, int count, const ScoreRule& rule, const float* bias, int from, int to, RowState& state) {
   const I lane = lane_index();
   F top = splat(kMinusInf);
   I poisoned{};
@@ -286,8 +283,8 @@ bool decode_rows(const Problem& p, const Task& task, char* scratch, uint8_t* fai
         }
         const int from = max_int(0, walk.query - s.left - key0);
         const int to = min_int(count, walk.query + s.right + 1 - key0);
-        decays[row] = weigh<Dot>(scores + row * kChunk, count, rule, mask != nullptr ? bias : nullptr, from, to,
-                                 states[row]);
+        decays[row] =
+            weigh<Dot>(scores + row * kChunk, count, rule, mask != nullptr ? bias : nullptr, from, to, states[row]);
       }
     }
     for (int k = 0; k < count; k += kValueWindow) {

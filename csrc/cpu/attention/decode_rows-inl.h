@@ -6,8 +6,8 @@
 namespace sgl_kernels::attention {
 namespace {
 
-constexpr int kChunk = 128;            // keys whose scores are held at a time
-constexpr int kPair = 2 * kLanes;      // channels of a pair of vectors
+constexpr int kChunk = 128;        // keys whose scores are held at a time
+constexpr int kPair = 2 * kLanes;  // channels of a pair of vectors
 
 // Bytes between a prefetch and its use, into L1. On Zen 5 (bf16, cold) 8 KiB took 1.7 times as long, 32 KiB 1.0 to 1.1
 // times, and 32 KiB into L2 1.1 times.

@@ -10,11 +10,16 @@ using torch::headeronly::ScalarType;
 
 Type mask_type(const char* op, const Tensor& mask) {
   switch (mask.scalar_type()) {
-    case ScalarType::Bool: return Type::boolean;
-    case ScalarType::Float: return Type::f32;
-    case ScalarType::BFloat16: return Type::bf16;
-    case ScalarType::Half: return Type::f16;
-    default: break;
+    case ScalarType::Bool:
+      return Type::boolean;
+    case ScalarType::Float:
+      return Type::f32;
+    case ScalarType::BFloat16:
+      return Type::bf16;
+    case ScalarType::Half:
+      return Type::f16;
+    default:
+      break;
   }
   STD_TORCH_CHECK(false, op, ": attn_mask has dtype ", torch::headeronly::toString(mask.scalar_type()),
                   "; expected bool (True = attend), float32, bfloat16 or float16. Convert it with .bool() or .float()");
@@ -35,16 +40,16 @@ MaskView view_of_mask(const char* op, const Tensor& mask, const Problem& p) {
     if (mask.size(i) != 1) strides[to] = mask.stride(i) * type_size(type);
   }
   STD_TORCH_CHECK(fits, op, ": attn_mask has shape ", shape_text(mask),
-                  "; expected one that broadcasts to (B, Hq, Sq, Sk) = [", want[0], ", ", want[1], ", ",
-                  want[2], ", ", want[3], "]");
+                  "; expected one that broadcasts to (B, Hq, Sq, Sk) = [", want[0], ", ", want[1], ", ", want[2], ", ",
+                  want[3], "]");
   return {static_cast<const char*>(mask.const_data_ptr()), type, strides[0], strides[1], strides[2], strides[3]};
 }
 
 std::tuple<Tensor, Tensor> attention(const Tensor& q, const Tensor& k, const Tensor& v,
                                      const std::optional<Tensor>& attn_mask, int64_t causal, double scale,
                                      int64_t window_left, int64_t window_right, double softcap, bool return_lse) {
-  DenseCall call = prepare_dense("attention", q, k, v, attn_mask, causal, scale, window_left, window_right, softcap,
-                                 return_lse);
+  DenseCall call =
+      prepare_dense("attention", q, k, v, attn_mask, causal, scale, window_left, window_right, softcap, return_lse);
   if (!call.empty) run_problem(call.problem);
   return {call.out, call.lse};
 }
@@ -103,10 +108,14 @@ Type check_tensor(const Tensor& tensor, const char* op, const char* name, int64_
   STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " is not on the CPU; move it there or use another backend");
   STD_TORCH_CHECK(tensor.dim() == rank, op, ": ", name, " has shape ", shape_text(tensor), "; expected ", axes);
   switch (tensor.scalar_type()) {
-    case ScalarType::Float: return Type::f32;
-    case ScalarType::BFloat16: return Type::bf16;
-    case ScalarType::Half: return Type::f16;
-    default: break;
+    case ScalarType::Float:
+      return Type::f32;
+    case ScalarType::BFloat16:
+      return Type::bf16;
+    case ScalarType::Half:
+      return Type::f16;
+    default:
+      break;
   }
   STD_TORCH_CHECK(false, op, ": ", name, " has dtype ", torch::headeronly::toString(tensor.scalar_type()),
                   "; expected float32, bfloat16 or float16. Convert it, or use backend 'torch'");
@@ -116,8 +125,8 @@ Type check_tensor(const Tensor& tensor, const char* op, const char* name, int64_
 void check_heads(const Tensor& q, const Tensor& k, const Tensor& v, const char* op) {
   const bool alike = q.scalar_type() == k.scalar_type() && q.scalar_type() == v.scalar_type();
   STD_TORCH_CHECK(alike, op, ": q, k and v have dtypes ", torch::headeronly::toString(q.scalar_type()), ", ",
-                  torch::headeronly::toString(k.scalar_type()),
-                  " and ", torch::headeronly::toString(v.scalar_type()), "; expected the same for all three");
+                  torch::headeronly::toString(k.scalar_type()), " and ", torch::headeronly::toString(v.scalar_type()),
+                  "; expected the same for all three");
   const int64_t rank = q.dim(), head = rank - 2, channel = rank - 1;
   for (int64_t i = 0; i < channel; ++i) {
     STD_TORCH_CHECK(k.size(i) == v.size(i), op, ": k has shape ", shape_text(k), " and v ", shape_text(v),

@@ -12,8 +12,8 @@
 namespace sgl_kernels::attention {
 namespace {
 
-constexpr int kTile = 16;          // rows of a tile, and 32-bit elements of a row
-constexpr int kStep = 2 * kTile;   // keys, and channels, of a pair of tiles
+constexpr int kTile = 16;         // rows of a tile, and 32-bit elements of a row
+constexpr int kStep = 2 * kTile;  // keys, and channels, of a pair of tiles
 constexpr int kSmallestHead = 64;
 
 // All eight tiles are whole: what does not fill them is padded with zeros.
@@ -160,9 +160,8 @@ struct DotAmx : DotBf16 {
       });
     } else {
       SGL_UNROLL for (int j = 0; j < NV; ++j) reference[j] = panel.reference[j] + panel.reference[j];
-      weigh_scores<NV>(scores, panel, p, [&](F s, int j) __attribute__((always_inline)) {
-        return s * 2.0f - reference[j];
-      });
+      weigh_scores<NV>(scores, panel, p,
+                       [&](F s, int j) __attribute__((always_inline)) { return s * 2.0f - reference[j]; });
     }
   }
 

@@ -158,9 +158,14 @@ static inline float mask_bias(const char* p, Type type) {
   if (type == Type::boolean) return *p != 0 ? 0.0f : kMinusInf;
   F x;
   switch (type) {
-    case Type::bf16: x = load_as_float<Type::bf16>(p, 1); break;
-    case Type::f16: x = load_as_float<Type::f16>(p, 1); break;
-    default: x = load_as_float<Type::f32>(p, 1);
+    case Type::bf16:
+      x = load_as_float<Type::bf16>(p, 1);
+      break;
+    case Type::f16:
+      x = load_as_float<Type::f16>(p, 1);
+      break;
+    default:
+      x = load_as_float<Type::f32>(p, 1);
   }
   return x[0] * kHalfLog2e;
 }
@@ -180,9 +185,12 @@ SGL_INLINE F mask_vector(const char* p, Type type) {  // kLanes contiguous eleme
       return shown != 0 ? F{} : splat(kMinusInf);
 #endif
     }
-    case Type::bf16: return load_as_float<Type::bf16>(p) * kHalfLog2e;
-    case Type::f16: return load_as_float<Type::f16>(p) * kHalfLog2e;
-    default: return load_as_float<Type::f32>(p) * kHalfLog2e;
+    case Type::bf16:
+      return load_as_float<Type::bf16>(p) * kHalfLog2e;
+    case Type::f16:
+      return load_as_float<Type::f16>(p) * kHalfLog2e;
+    default:
+      return load_as_float<Type::f32>(p) * kHalfLog2e;
   }
 }
 

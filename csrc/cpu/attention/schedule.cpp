@@ -121,15 +121,19 @@ Buffer allocate(size_t bytes) {
 const Kernels& kernels() {
 #if defined(__x86_64__)
   switch (isa_level()) {
-    case Isa::amx: return kAmx;
+    case Isa::amx:
+      return kAmx;
     case Isa::avx512bf16: {
       // vdpbf16ps does twice the work of an FMA on AMD's Zen 4 and 5 (535 against 267 GFLOP/s), but half of it on
       // Intel's Sapphire and Emerald Rapids (88 against 177, measured): there floats win. Naming the level insists.
       return __builtin_cpu_is("intel") && !isa_insisted() ? kAvx512 : kAvx512Bf16;
     }
-    case Isa::avx512: return kAvx512;
-    case Isa::avx2: return kAvx2;
-    default: return kBaseline;
+    case Isa::avx512:
+      return kAvx512;
+    case Isa::avx2:
+      return kAvx2;
+    default:
+      return kBaseline;
   }
 #else
   return kBaseline;
@@ -158,9 +162,8 @@ void run_problem(const Problem& problem) {
   parts.lse_head = problem.sq;
   parts.lse_split = rows;
   run_tasks(parts, k, plan, threads);
-  torch::stable::parallel_for(0, rows, 16, [&](int64_t row0, int64_t row1) {
-    k.combine(parts, problem, plan.splits, row0, row1);
-  });
+  torch::stable::parallel_for(0, rows, 16,
+                              [&](int64_t row0, int64_t row1) { k.combine(parts, problem, plan.splits, row0, row1); });
 }
 
 }  // namespace sgl_kernels::attention

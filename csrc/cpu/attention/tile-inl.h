@@ -13,7 +13,7 @@ namespace {
 // Scores are kept as half their log2: s * log2(e) / 2. Any finite score or bias stays finite there, and doubling is
 // exact, so that a weight is 2^(2 t - 2 reference) in one FMA. A hidden score is -inf, and nothing else is.
 constexpr float kHalfLog2e = 0.72134752f;
-constexpr float kRedo = 30.0f;      // a block is redone once a score exceeds the reference by 2^60
+constexpr float kRedo = 30.0f;           // a block is redone once a score exceeds the reference by 2^60
 constexpr float kFarScore = 1048576.0f;  // a reference beyond it is too coarse for an FMA's unrounded score
 constexpr float kMinusInf = -__builtin_inff();
 constexpr float kLowest = -3.40282347e38f;
@@ -23,8 +23,11 @@ constexpr float kLowest = -3.40282347e38f;
 constexpr int kMaxVectors = kManyRegisters ? 4 : 2;
 constexpr int kPanel = kMaxVectors * kLanes;
 template <int NV>
-constexpr int kKeyRows = kManyRegisters ? (NV == 4 ? 6 : NV == 3 ? 8 : 12) : (NV == 2 ? 6 : 12);
-constexpr int kKeyAlign = 24;  // a multiple of every kKeyRows: blocks of keys start on tile borders
+constexpr int kKeyRows = kManyRegisters ? (NV == 4   ? 6
+                                           : NV == 3 ? 8
+                                                     : 12)
+                                        : (NV == 2 ? 6 : 12);
+constexpr int kKeyAlign = 24;    // a multiple of every kKeyRows: blocks of keys start on tile borders
 constexpr int kChannelRows = 6;  // V is packed in groups of 6 channels, the last ones in 4 and 2
 
 // How packed K and V are padded for these tiles. A matrix unit packs and multiplies by its own means.
@@ -87,12 +90,12 @@ struct Panel {
 
 // How scores of one block become exponents. Pointers may be null.
 struct ScoreRule {
-  float scale;               // to half log2, not negative; with softcap: scale / cap
-  float cap;                 // softcap as half log2, or 0
-  const float* key_bias;     // [key] half log2; -inf hides
-  const float* lane_bias;    // [key][NV * lanes]
-  int32_t left, right;       // key <= position + right, key >= position - left
-  int32_t key0;              // of the block
+  float scale;             // to half log2, not negative; with softcap: scale / cap
+  float cap;               // softcap as half log2, or 0
+  const float* key_bias;   // [key] half log2; -inf hides
+  const float* lane_bias;  // [key][NV * lanes]
+  int32_t left, right;     // key <= position + right, key >= position - left
+  int32_t key0;            // of the block
 };
 
 template <class Dot, int ROWS, int NV>
@@ -293,9 +296,7 @@ __attribute__((noinline)) void value_tile(const float* v, size_t group_stride, c
                                           Earlier earlier, const F* decay) {
   constexpr int ROWS = GROUP * GROUPS;
   F acc[ROWS][NV];
-  SGL_UNROLL for (int i = 0; i < ROWS; ++i) {
-    SGL_UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = F{};
-  }
+  SGL_UNROLL for (int i = 0; i < ROWS; ++i) { SGL_UNROLL for (int j = 0; j < NV; ++j) acc[i][j] = F{}; }
   multiply_packed<Dot, GROUP, GROUPS, NV>(v, group_stride, p, depth, acc);
   SGL_UNROLL for (int i = 0; i < ROWS; ++i) {
     SGL_UNROLL for (int j = 0; j < NV; ++j) {

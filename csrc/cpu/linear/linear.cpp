@@ -14,7 +14,7 @@ namespace sgl_kernels {
 namespace {
 
 constexpr int64_t kPackedBytes = 256 * 1024;  // of a packed slice: half of a common L2
-constexpr int64_t kDepthSlice = 512;         // cut deeper products: a panel of 16 columns then is 64 KiB
+constexpr int64_t kDepthSlice = 512;          // cut deeper products: a panel of 16 columns then is 64 KiB
 constexpr int64_t kTaskRows = 2040;           // repacking the slice then costs about 1 % of the product
 constexpr int64_t kMostColumns = 192, kLeastColumns = 32;
 
@@ -67,8 +67,8 @@ Tensor linear(const Tensor& x, const Tensor& weight, OptionalTensor bias, std::s
   OptionalTensor added;
   if (bias.has_value()) {
     check_same_dtype(op, "bias", *bias, "x", x);
-    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == whole.columns, op, ": bias must have shape [",
-                    whole.columns, "]");
+    STD_TORCH_CHECK(bias->dim() == 1 && bias->size(0) == whole.columns, op, ": bias must have shape [", whole.columns,
+                    "]");
     added = torch::stable::contiguous(*bias);
     whole.bias = static_cast<const char*>(added->const_data_ptr());
   }

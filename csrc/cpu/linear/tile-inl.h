@@ -1,5 +1,5 @@
-// A linear layer as tiles of sums in registers: 6 x 16 with AVX2, 12 x 32 with AVX-512. Included by linear/kernels_avx2.cpp and
-// linear/kernels_avx512.cpp alone.
+// A linear layer as tiles of sums in registers: 6 x 16 with AVX2, 12 x 32 with AVX-512. Included by
+// linear/kernels_avx2.cpp and linear/kernels_avx512.cpp alone.
 //
 // The weight's slice is packed to fp32 once per task, two vectors of columns for each element of depth, and stays in L2
 // while all rows of the task pass; a tile reads it by two loads and x by broadcasts: 12 FMAs for 8 loads, or 24 for 14.

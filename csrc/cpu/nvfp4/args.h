@@ -1,4 +1,5 @@
-// NVFP4 on the CPU: the calls that cross from the ops (nvfp4/nvfp4.cpp) to the vector code (nvfp4_*_<instructions>.cpp).
+// NVFP4 on the CPU: the calls that cross from the ops (nvfp4/nvfp4.cpp) to the vector code
+// (nvfp4_*_<instructions>.cpp).
 //
 // Packed weight: panels of 64 rows (n); per block of 16 k, 576 bytes: 4 groups of 16 rows x 2 vectors of 64 bytes,
 // then 64 e4m3 scales. In a vector each 32-bit lane is one row; byte b holds k = 8v + b in its low nibble and
@@ -9,11 +10,11 @@
 
 namespace sgl_kernels::nvfp4 {
 
-constexpr int64_t kBlock = 16;        // k that share a scale
-constexpr int64_t kPanel = 64;        // rows of a packed panel
-constexpr int64_t kBlockBytes = 576;  // a panel's bytes for one block of k
-constexpr int64_t kTileRows = 8;      // activation rows of a register tile
-constexpr int64_t kRowsAtOnce = 1024; // rows whose accumulators (256 KB a panel) stay in L2
+constexpr int64_t kBlock = 16;         // k that share a scale
+constexpr int64_t kPanel = 64;         // rows of a packed panel
+constexpr int64_t kBlockBytes = 576;   // a panel's bytes for one block of k
+constexpr int64_t kTileRows = 8;       // activation rows of a register tile
+constexpr int64_t kRowsAtOnce = 1024;  // rows whose accumulators (256 KB a panel) stay in L2
 
 enum class Element { f32, bf16, f16 };
 
@@ -41,9 +42,9 @@ struct Rows {
 };
 
 struct Linear {
-  const uint8_t* weight;   // packed
-  float global_scale;      // of the weight
-  const void* bias;        // (N) or null
+  const uint8_t* weight;  // packed
+  float global_scale;     // of the weight
+  const void* bias;       // (N) or null
   Element bias_type;
   int64_t n, k;
   Coding coding;
@@ -64,8 +65,7 @@ struct Kernels {
   int64_t (*rows_at_once)(int64_t rows, Coding coding);
 
   // Rows [begin, end) of x to packed codes (rows, k/2) and e4m3 block scales (rows, k/16).
-  void (*quantize_rows)(const Rows& x, float global_scale, int64_t begin, int64_t end, uint8_t* codes,
-                        uint8_t* scales);
+  void (*quantize_rows)(const Rows& x, float global_scale, int64_t begin, int64_t end, uint8_t* codes, uint8_t* scales);
 
   // Largest finite |x| of n elements.
   float (*finite_amax)(const void* x, Element type, int64_t n);

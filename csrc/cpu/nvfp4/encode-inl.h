@@ -12,9 +12,9 @@ namespace {
 
 constexpr int64_t kDirectRows = 4;  // digit rows up to which the weight is decoded in registers
 
-// Whether x is multiplied in fp32 (nvfp4/float_product-inl.h); tiles then hold its rows. For an fp32 x that is wherever it would
-// take more than one row of digits. For a 16-bit x the two cost the same from 32 to 64 rows, and at 256 digits take
-// 61.5 ms against 58.5 (3072 x 3072, one Zen 3 core).
+// Whether x is multiplied in fp32 (nvfp4/float_product-inl.h); tiles then hold its rows. For an fp32 x that is wherever
+// it would take more than one row of digits. For a 16-bit x the two cost the same from 32 to 64 rows, and at 256 digits
+// take 61.5 ms against 58.5 (3072 x 3072, one Zen 3 core).
 constexpr bool in_floats(Coding coding, int64_t rows) {
   return (coding == Coding::wide32 && rows > 1) || (coding == Coding::wide16 && rows >= 48);
 }
@@ -152,17 +152,24 @@ void encode(const Rows& x, Coding coding, float input_scale, int64_t row_begin, 
       to_floats(x.data, x.type, row * x.k, x.k, e.values);
     }
     switch (coding) {
-      case Coding::int8: encode_int8(x.k, e); break;
-      case Coding::nvfp4: encode_nvfp4(x, row, input_scale, e); break;
-      case Coding::wide16: encode_wide<2>(x.k, e); break;
-      case Coding::wide32: encode_wide<4>(x.k, e); break;
+      case Coding::int8:
+        encode_int8(x.k, e);
+        break;
+      case Coding::nvfp4:
+        encode_nvfp4(x, row, input_scale, e);
+        break;
+      case Coding::wide16:
+        encode_wide<2>(x.k, e);
+        break;
+      case Coding::wide32:
+        encode_wide<4>(x.k, e);
+        break;
     }
     row_scale[row] = e.row_scale;
     for (int64_t d = 0; d < count; ++d) {
       const int64_t at = row * count + d, tile = at / kTileRows, left = rows * count - tile * kTileRows;
-      place(e.digit[d], scaled ? e.block_scale : nullptr, blocks, at % kTileRows,
-            left < kTileRows ? left : kTileRows, direct,
-            tiles + tile * blocks * tile_block_bytes(kTileRows, scaled));
+      place(e.digit[d], scaled ? e.block_scale : nullptr, blocks, at % kTileRows, left < kTileRows ? left : kTileRows,
+            direct, tiles + tile * blocks * tile_block_bytes(kTileRows, scaled));
     }
   }
   delete[] memory;

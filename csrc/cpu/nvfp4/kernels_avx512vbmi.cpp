@@ -13,7 +13,7 @@
 namespace sgl_kernels::nvfp4::avx512vbmi {
 namespace {
 
-constexpr int64_t kDirectRows = 4;   // digit rows up to which the weight is decoded in registers
+constexpr int64_t kDirectRows = 4;    // digit rows up to which the weight is decoded in registers
 constexpr int64_t kChunkBlocks = 32;  // blocks of k decoded at once: 16 KB of weights and 4 KB of scales, in L1
 constexpr int64_t kPrefetch = 12 * kBlockBytes;
 
@@ -244,24 +244,36 @@ void direct_product(const uint8_t* a, const uint8_t* panel, int64_t blocks, floa
 template <bool kScaled>
 void tile_of(int64_t rows, const uint8_t* a, const uint8_t* w, const float* s, int64_t blocks, float* c) {
   switch (rows) {
-    case 1: return tile_product<1, kScaled>(a, w, s, blocks, c);
-    case 2: return tile_product<2, kScaled>(a, w, s, blocks, c);
-    case 3: return tile_product<3, kScaled>(a, w, s, blocks, c);
-    case 4: return tile_product<4, kScaled>(a, w, s, blocks, c);
-    case 5: return tile_product<5, kScaled>(a, w, s, blocks, c);
-    case 6: return tile_product<6, kScaled>(a, w, s, blocks, c);
-    case 7: return tile_product<7, kScaled>(a, w, s, blocks, c);
-    default: return tile_product<8, kScaled>(a, w, s, blocks, c);
+    case 1:
+      return tile_product<1, kScaled>(a, w, s, blocks, c);
+    case 2:
+      return tile_product<2, kScaled>(a, w, s, blocks, c);
+    case 3:
+      return tile_product<3, kScaled>(a, w, s, blocks, c);
+    case 4:
+      return tile_product<4, kScaled>(a, w, s, blocks, c);
+    case 5:
+      return tile_product<5, kScaled>(a, w, s, blocks, c);
+    case 6:
+      return tile_product<6, kScaled>(a, w, s, blocks, c);
+    case 7:
+      return tile_product<7, kScaled>(a, w, s, blocks, c);
+    default:
+      return tile_product<8, kScaled>(a, w, s, blocks, c);
   }
 }
 
 template <bool kScaled>
 void direct_of(int64_t rows, const uint8_t* a, const uint8_t* panel, int64_t blocks, float* c) {
   switch (rows) {
-    case 1: return direct_product<1, kScaled>(a, panel, blocks, c);
-    case 2: return direct_product<2, kScaled>(a, panel, blocks, c);
-    case 3: return direct_product<3, kScaled>(a, panel, blocks, c);
-    default: return direct_product<4, kScaled>(a, panel, blocks, c);
+    case 1:
+      return direct_product<1, kScaled>(a, panel, blocks, c);
+    case 2:
+      return direct_product<2, kScaled>(a, panel, blocks, c);
+    case 3:
+      return direct_product<3, kScaled>(a, panel, blocks, c);
+    default:
+      return direct_product<4, kScaled>(a, panel, blocks, c);
   }
 }
 
@@ -289,8 +301,8 @@ void finish(const Linear& layer, const float* c, const float* row_scale, int64_t
 }
 
 template <bool kScaled>
-void panel_product(const Linear& layer, const uint8_t* panel, const uint8_t* tiles, int64_t rows, float* c,
-                   uint8_t* w, float* s) {
+void panel_product(const Linear& layer, const uint8_t* panel, const uint8_t* tiles, int64_t rows, float* c, uint8_t* w,
+                   float* s) {
   const int64_t blocks = layer.k / kBlock;
   std::memset(c, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
   for (int64_t b = 0; b < blocks; b += kChunkBlocks) {
@@ -321,16 +333,24 @@ void encode(const Rows& x, Coding coding, float input_scale, int64_t row_begin, 
   std::memset(scales, 0, static_cast<size_t>(padded));
   for (int64_t row = row_begin; row < row_end; ++row) {
     switch (coding) {
-      case Coding::int8: encode_int8(x, row, e); break;
-      case Coding::nvfp4: encode_nvfp4(x, row, input_scale, codes, scales, e); break;
-      case Coding::wide16: encode_wide<2>(x, row, e); break;
-      case Coding::wide32: encode_wide<4>(x, row, e); break;
+      case Coding::int8:
+        encode_int8(x, row, e);
+        break;
+      case Coding::nvfp4:
+        encode_nvfp4(x, row, input_scale, codes, scales, e);
+        break;
+      case Coding::wide16:
+        encode_wide<2>(x, row, e);
+        break;
+      case Coding::wide32:
+        encode_wide<4>(x, row, e);
+        break;
     }
     row_scale[row] = e.row_scale;
     for (int64_t d = 0; d < count; ++d) {
       const int64_t at = row * count + d, tile = at / kTileRows, left = rows * count - tile * kTileRows;
-      place(e.digit[d], scaled ? e.block_scale : nullptr, blocks, at % kTileRows,
-            left < kTileRows ? left : kTileRows, tiles + tile * blocks * tile_block_bytes(kTileRows, scaled));
+      place(e.digit[d], scaled ? e.block_scale : nullptr, blocks, at % kTileRows, left < kTileRows ? left : kTileRows,
+            tiles + tile * blocks * tile_block_bytes(kTileRows, scaled));
     }
   }
 }
@@ -339,8 +359,8 @@ int64_t panel_scratch_bytes(int64_t rows, Coding coding) {
   return rows * digits(coding) * kPanel * 4 + kChunkBlocks * (512 + 128);
 }
 
-void multiply(const Linear& layer, const uint8_t* tiles, const float* row_scale, int64_t rows, void* out,
-              Element type, int64_t begin, int64_t end, uint8_t* scratch) {
+void multiply(const Linear& layer, const uint8_t* tiles, const float* row_scale, int64_t rows, void* out, Element type,
+              int64_t begin, int64_t end, uint8_t* scratch) {
   const int64_t blocks = layer.k / kBlock, all = rows * digits(layer.coding);
   const bool scaled = has_block_scale(layer.coding);
   float* c = reinterpret_cast<float*>(scratch);

@@ -58,10 +58,14 @@ std::string level_name() {
 
 Element element(const Tensor& t, const char* name) {
   switch (t.scalar_type()) {
-    case ScalarType::Float: return Element::f32;
-    case ScalarType::BFloat16: return Element::bf16;
-    case ScalarType::Half: return Element::f16;
-    default: break;
+    case ScalarType::Float:
+      return Element::f32;
+    case ScalarType::BFloat16:
+      return Element::bf16;
+    case ScalarType::Half:
+      return Element::f16;
+    default:
+      break;
   }
   STD_TORCH_CHECK(false, "nvfp4: ", name, " has an unsupported dtype; expected float32, bfloat16 or float16");
   return Element::f32;
@@ -116,9 +120,8 @@ std::tuple<Tensor, Tensor, Tensor> quantize(Tensor x, std::optional<Tensor> glob
   auto* c = codes.mutable_data_ptr<uint8_t>();
   auto* s = scales.mutable_data_ptr<uint8_t>();
   const int64_t grain = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(k, 1));
-  torch::stable::parallel_for(0, rows, grain, [&](int64_t begin, int64_t end) {
-    kernels().quantize_rows(from, scale, begin, end, c, s);
-  });
+  torch::stable::parallel_for(
+      0, rows, grain, [&](int64_t begin, int64_t end) { kernels().quantize_rows(from, scale, begin, end, c, s); });
   return {codes, scales, one_float(x, scale)};
 }
 
@@ -149,8 +152,9 @@ Tensor linear(Tensor x, Tensor weight, Tensor global_scale, std::optional<Tensor
   const Element type = element(x, "x");
   const int64_t rows = x.size(0), k = x.size(1);
   check_packed(weight, k, n);
-  nvfp4::Linear layer{weight.const_data_ptr<uint8_t>(), scalar(global_scale, "global_scale"), nullptr, Element::f32,
-                      n, k, coding_of(activation, type)};
+  nvfp4::Linear layer{
+      weight.const_data_ptr<uint8_t>(), scalar(global_scale, "global_scale"), nullptr, Element::f32, n, k,
+      coding_of(activation, type)};
   if (bias) {
     STD_TORCH_CHECK(bias->is_cpu() && bias->numel() == n && bias->is_contiguous(),
                     "nvfp4: bias must be contiguous with ", n, " elements on the CPU");
@@ -193,8 +197,8 @@ Tensor linear(Tensor x, Tensor weight, Tensor global_scale, std::optional<Tensor
 // Rows [64 * begin, min(n, 64 * end)) of a packed weight, transposed to (k, rows), without its global scale.
 Tensor decode(Tensor weight, int64_t k, int64_t n, int64_t begin, int64_t end, Tensor like) {
   check_packed(weight, k, n);
-  STD_TORCH_CHECK(0 <= begin && begin < end && end <= weight.size(0), "nvfp4: panels ", begin, " to ", end,
-                  " of ", weight.size(0));
+  STD_TORCH_CHECK(0 <= begin && begin < end && end <= weight.size(0), "nvfp4: panels ", begin, " to ", end, " of ",
+                  weight.size(0));
   const Element type = element(like, "like");
   const int64_t columns = std::min(n, end * nvfp4::kPanel) - begin * nvfp4::kPanel;
   Tensor out = torch::stable::empty({k, columns}, like.scalar_type(), std::nullopt, like.device());
@@ -203,8 +207,8 @@ Tensor decode(Tensor weight, int64_t k, int64_t n, int64_t begin, int64_t end, T
   torch::stable::parallel_for(begin, end, 1, [&](int64_t first, int64_t last) {
     for (int64_t p = first; p < last; ++p) {
       const int64_t at = (p - begin) * nvfp4::kPanel;
-      kernels().decode_panel(from + p * (k / nvfp4::kBlock) * nvfp4::kBlockBytes, k, type,
-                          to + at * element_size(type), columns, std::min(nvfp4::kPanel, columns - at));
+      kernels().decode_panel(from + p * (k / nvfp4::kBlock) * nvfp4::kBlockBytes, k, type, to + at * element_size(type),
+                             columns, std::min(nvfp4::kPanel, columns - at));
     }
   });
   return out;

@@ -10,8 +10,8 @@ namespace sgl_kernels::nvfp4 {
 namespace SGL_ISA {
 namespace {
 
-constexpr int64_t kVectors = 4;                   // vectors of columns in a tile
-constexpr int64_t kColumns = kVectors * kLanes;   // 32 with AVX2
+constexpr int64_t kVectors = 4;                  // vectors of columns in a tile
+constexpr int64_t kColumns = kVectors * kLanes;  // 32 with AVX2
 constexpr int64_t kParts = kPanel / kColumns;
 constexpr int64_t kOperandBytes = 16 * kColumns;  // a part's weights for one block of k
 constexpr int64_t kChunkBlocks = 32;              // blocks of k decoded at once, to be found in L1
@@ -141,10 +141,14 @@ __attribute__((noinline)) void direct_product(const uint8_t* a, const uint8_t* p
 template <bool kScaled>
 void direct_of(int64_t rows, const uint8_t* a, const uint8_t* panel, int64_t blocks, float* c) {
   switch (rows) {
-    case 1: return direct_product<1, kScaled>(a, panel, blocks, c);
-    case 2: return direct_product<2, kScaled>(a, panel, blocks, c);
-    case 3: return direct_product<3, kScaled>(a, panel, blocks, c);
-    default: return direct_product<4, kScaled>(a, panel, blocks, c);
+    case 1:
+      return direct_product<1, kScaled>(a, panel, blocks, c);
+    case 2:
+      return direct_product<2, kScaled>(a, panel, blocks, c);
+    case 3:
+      return direct_product<3, kScaled>(a, panel, blocks, c);
+    default:
+      return direct_product<4, kScaled>(a, panel, blocks, c);
   }
 }
 
@@ -183,8 +187,8 @@ void finish(const Linear& layer, const float* c, const float* row_scale, int64_t
 }
 
 template <bool kScaled>
-void panel_product(const Linear& layer, const uint8_t* panel, const uint8_t* tiles, int64_t rows, float* c,
-                   uint8_t* w, float* s, int32_t* correction) {
+void panel_product(const Linear& layer, const uint8_t* panel, const uint8_t* tiles, int64_t rows, float* c, uint8_t* w,
+                   float* s, int32_t* correction) {
   const int64_t blocks = layer.k / kBlock;
   __builtin_memset(c, 0, static_cast<size_t>(rows * kPanel) * sizeof(float));
   for (int64_t b = 0; b < blocks; b += kChunkBlocks) {
@@ -193,8 +197,8 @@ void panel_product(const Linear& layer, const uint8_t* panel, const uint8_t* til
       decode_part(panel + b * kBlockBytes, part, now, w, s, correction);
       for (int64_t m = 0; m < rows; m += kTileRows) {
         const int64_t r = rows - m < kTileRows ? rows - m : kTileRows;
-        const uint8_t* tile = tiles + (m / kTileRows) * blocks * tile_block_bytes(kTileRows, kScaled) +
-                              b * tile_block_bytes(r, kScaled);
+        const uint8_t* tile =
+            tiles + (m / kTileRows) * blocks * tile_block_bytes(kTileRows, kScaled) + b * tile_block_bytes(r, kScaled);
         float* to = c + m * kPanel + part * kColumns;
         int64_t i = 0;
         for (; i + 2 <= r; i += 2) {
@@ -218,8 +222,8 @@ int64_t rows_at_once(int64_t rows, Coding coding) {
   return in_floats(coding, rows) ? kFloatRowsAtOnce : digit_rows_at_once(coding);
 }
 
-void multiply(const Linear& layer, const uint8_t* tiles, const float* row_scale, int64_t rows, void* out,
-              Element type, int64_t begin, int64_t end, uint8_t* scratch) {
+void multiply(const Linear& layer, const uint8_t* tiles, const float* row_scale, int64_t rows, void* out, Element type,
+              int64_t begin, int64_t end, uint8_t* scratch) {
   const bool scaled = has_block_scale(layer.coding), floats = in_floats(layer.coding, rows);
   const int64_t blocks = layer.k / kBlock, count = floats ? 1 : digits(layer.coding), all = rows * count;
   float* c = reinterpret_cast<float*>(scratch);

@@ -86,8 +86,8 @@ SGL_INLINE __m256 block_scales(__m256i amax, const Factors& f, uint8_t* scales, 
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256(code, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(scales), _mm_packus_epi16(words, words));
   const __m256 denominator = _mm256_mul_ps(value, set(f.back));
-  const __m256 live = _mm256_andnot_ps(_mm256_castsi256_ps(spoiled),
-                                       _mm256_cmp_ps(denominator, _mm256_setzero_ps(), _CMP_NEQ_UQ));
+  const __m256 live =
+      _mm256_andnot_ps(_mm256_castsi256_ps(spoiled), _mm256_cmp_ps(denominator, _mm256_setzero_ps(), _CMP_NEQ_UQ));
   const __m256 inverse = _mm256_min_ps(_mm256_div_ps(set(1.0f), denominator), set(0x1p125f));
   return _mm256_and_ps(live, _mm256_mul_ps(inverse, set(4.0f)));
 }
@@ -205,8 +205,7 @@ void quantize_range(const Rows& x, const Factors& f, int64_t begin, int64_t end,
     if (k < x.k) {  // the last blocks of a row, padded with zeros in a buffer
       const int64_t left = x.k - k;
       alignas(32) uint8_t from[kChunk * 4] = {}, c[kChunk / 2], s[kChunk / kBlock];
-      __builtin_memcpy(from, static_cast<const uint8_t*>(x.data) + (base + k) * size,
-                       static_cast<size_t>(left * size));
+      __builtin_memcpy(from, static_cast<const uint8_t*>(x.data) + (base + k) * size, static_cast<size_t>(left * size));
       quantize_strip<T>(from, 0, 1, f, c, s);
       __builtin_memcpy(codes + (base + k) / 2, c, static_cast<size_t>(left / 2));
       __builtin_memcpy(scales + (base + k) / kBlock, s, static_cast<size_t>(left / kBlock));
@@ -220,9 +219,12 @@ void quantize_rows(const Rows& x, float global_scale, int64_t begin, int64_t end
   const float encode = 1.0f / global_scale;
   const Factors f{encode, 1.0f / encode};
   switch (x.type) {
-    case Element::f32: return quantize_range<Element::f32>(x, f, begin, end, codes, scales);
-    case Element::bf16: return quantize_range<Element::bf16>(x, f, begin, end, codes, scales);
-    case Element::f16: return quantize_range<Element::f16>(x, f, begin, end, codes, scales);
+    case Element::f32:
+      return quantize_range<Element::f32>(x, f, begin, end, codes, scales);
+    case Element::bf16:
+      return quantize_range<Element::bf16>(x, f, begin, end, codes, scales);
+    case Element::f16:
+      return quantize_range<Element::f16>(x, f, begin, end, codes, scales);
   }
 }
 

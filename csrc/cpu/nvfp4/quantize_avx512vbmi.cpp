@@ -153,7 +153,7 @@ SGLK_INLINE void code_chunk(const void* x, int64_t at, const float* multipliers,
     code_chunk_bf16(static_cast<const uint16_t*>(x) + at, multipliers, codes);
     return;
   }
-  alignas(32) static constexpr uint8_t kGather[32] = {0, 2, 16, 18, 32, 34, 48, 50, 4,  6,  20, 22, 36, 38, 52, 54,
+  alignas(32) static constexpr uint8_t kGather[32] = {0, 2,  16, 18, 32, 34, 48, 50, 4,  6,  20, 22, 36, 38, 52, 54,
                                                       8, 10, 24, 26, 40, 42, 56, 58, 12, 14, 28, 30, 44, 46, 60, 62};
   const __m512i gather = _mm512_castsi256_si512(_mm256_load_si256(reinterpret_cast<const __m256i*>(kGather)));
 #pragma GCC unroll 4
@@ -216,9 +216,12 @@ void quantize_rows(const Rows& x, float global_scale, int64_t begin, int64_t end
   const float encode = 1.0f / global_scale;
   const Factors f{encode, 1.0f / encode};
   switch (x.type) {
-    case Element::f32: return quantize_range<Element::f32>(x, f, begin, end, codes, scales);
-    case Element::bf16: return quantize_range<Element::bf16>(x, f, begin, end, codes, scales);
-    case Element::f16: return quantize_range<Element::f16>(x, f, begin, end, codes, scales);
+    case Element::f32:
+      return quantize_range<Element::f32>(x, f, begin, end, codes, scales);
+    case Element::bf16:
+      return quantize_range<Element::bf16>(x, f, begin, end, codes, scales);
+    case Element::f16:
+      return quantize_range<Element::f16>(x, f, begin, end, codes, scales);
   }
 }
 

@@ -27,8 +27,8 @@ alignas(16) constexpr int8_t kSigned[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, 
 // vpmaddubsw wants one unsigned operand, so one side of a product carries an offset that a correction takes away.
 // Elsewhere both sides are signed. Bounds, in 16 bits: four pairs of 255 * 12 are 24,480.
 #if defined(__AVX2__)
-constexpr int kWeightOffset = 12;   // of the weight, where it is decoded in registers
-constexpr int kDigitOffset = 128;   // of the activation, where decoded weights are read from memory
+constexpr int kWeightOffset = 12;  // of the weight, where it is decoded in registers
+constexpr int kDigitOffset = 128;  // of the activation, where decoded weights are read from memory
 #else
 constexpr int kWeightOffset = 0;
 constexpr int kDigitOffset = 0;
@@ -100,9 +100,7 @@ SGL_INLINE B value_table(int offset) {
 }
 
 SGL_INLINE B low_nibbles(B packed, B table) { return twice_value(packed & 15, table); }
-SGL_INLINE B high_nibbles(B packed, B table) {
-  return twice_value((B)((UB)packed >> 4), table);
-}
+SGL_INLINE B high_nibbles(B packed, B table) { return twice_value((B)((UB)packed >> 4), table); }
 
 // kLanes finite e4m3 codes >= 0 as fp32 x 2^-8: a code shifted into fp16's fields is that fp16 number, subnormals
 // included, whatever the processor does with subnormal fp32.
@@ -146,9 +144,12 @@ SGL_INLINE void widen_row(const T* from, int64_t n, float* to) {
 
 SGL_INLINE void to_floats(const void* base, Element type, int64_t at, int64_t n, float* to) {
   switch (type) {
-    case Element::f32: return widen_row(static_cast<const float*>(base) + at, n, to);
-    case Element::bf16: return widen_row(static_cast<const Bf16*>(base) + at, n, to);
-    case Element::f16: return widen_row(static_cast<const Fp16*>(base) + at, n, to);
+    case Element::f32:
+      return widen_row(static_cast<const float*>(base) + at, n, to);
+    case Element::bf16:
+      return widen_row(static_cast<const Bf16*>(base) + at, n, to);
+    case Element::f16:
+      return widen_row(static_cast<const Fp16*>(base) + at, n, to);
   }
 }
 
@@ -172,9 +173,12 @@ SGL_INLINE void narrow_row(const float* from, int64_t n, T* to) {
 
 SGL_INLINE void from_floats(const float* from, Element type, int64_t n, void* base, int64_t at) {
   switch (type) {
-    case Element::f32: return narrow_row(from, n, static_cast<float*>(base) + at);
-    case Element::bf16: return narrow_row(from, n, static_cast<Bf16*>(base) + at);
-    case Element::f16: return narrow_row(from, n, static_cast<Fp16*>(base) + at);
+    case Element::f32:
+      return narrow_row(from, n, static_cast<float*>(base) + at);
+    case Element::bf16:
+      return narrow_row(from, n, static_cast<Bf16*>(base) + at);
+    case Element::f16:
+      return narrow_row(from, n, static_cast<Fp16*>(base) + at);
   }
 }
 

@@ -46,8 +46,8 @@ Tensor activated(const char* op, Activation kind, const Tensor& x, const Optiona
     const bool stream = should_stream(moved, result, kPiece * item);
     parallel_rows((elements + kPiece - 1) / kPiece, kPiece, [&](int64_t begin, int64_t end) {
       const int64_t offset = begin * kPiece * item, count = std::min(end * kPiece, elements) - begin * kPiece;
-      kernels().activate({dtype, kind, stream, in + offset, 0, gated ? factor_in + offset : nullptr, 0, result + offset,
-                          0, 1, count});
+      kernels().activate(
+          {dtype, kind, stream, in + offset, 0, gated ? factor_in + offset : nullptr, 0, result + offset, 0, 1, count});
     });
     return output.finish();
   }

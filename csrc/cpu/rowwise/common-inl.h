@@ -148,8 +148,7 @@ SGL_INLINE void prepare_affine_in(const AffineArgs& args) {
     if (args.shift_out != nullptr) {
       const Pair bias = load_param_or<split>(args.bias, 0.0f, i, count);
       const Pair shift = load_param_or<split>(args.shift, 0.0f, i, count);
-      put_prepared(args.shift_out + i,
-                   {fma(bias.a, 1.0f + scale.a, shift.a), fma(bias.b, 1.0f + scale.b, shift.b)});
+      put_prepared(args.shift_out + i, {fma(bias.a, 1.0f + scale.a, shift.a), fma(bias.b, 1.0f + scale.b, shift.b)});
     }
   }
 }

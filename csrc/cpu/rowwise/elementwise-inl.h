@@ -55,9 +55,8 @@ static void modulate_rows(const ModulateArgs& args) {
       } else if constexpr (shifted) {
         base = load(shifts + i);
       }
-      const Pair result = with_residual || shifted
-                              ? Pair{fma(v.a, gain.a, base.a), fma(v.b, gain.b, base.b)}
-                              : Pair{v.a * gain.a, v.b * gain.b};
+      const Pair result = with_residual || shifted ? Pair{fma(v.a, gain.a, base.a), fma(v.b, gain.b, base.b)}
+                                                   : Pair{v.a * gain.a, v.b * gain.b};
       put(out + i, result, count, past_caches);
     });
   }
@@ -81,7 +80,9 @@ static void modulate(const ModulateArgs& args) {
 
 // Blocks whose activations are calculated in step: as many as registers hold.
 template <class T>
-constexpr int kInStep = kLanes < 16 ? 2 : kEvenOdd<T> ? 3 : 4;
+constexpr int kInStep = kLanes < 16   ? 2
+                        : kEvenOdd<T> ? 3
+                                      : 4;
 template <int n>
 struct Count {
   static constexpr int value = n;

@@ -109,8 +109,8 @@ void apply_channels_first(const Request& r, int64_t n, int64_t channel, const Ac
   const Map map = r.map_of(channel, statistics);
   const int64_t offset = (channel * r.positions + begin) * r.item();
   const char* from = r.x + n * r.from.batch_step + offset;
-  kernels().channel({r.dtype, r.activation, r.stream, from, r.out + n * r.to.batch_step + offset,
-                     end - begin, map.mean, map.gain, map.shift, map.lift});
+  kernels().channel({r.dtype, r.activation, r.stream, from, r.out + n * r.to.batch_step + offset, end - begin, map.mean,
+                     map.gain, map.shift, map.lift});
 }
 
 // One group after another: the second reading finds a group of ordinary size in the caches.
@@ -252,11 +252,20 @@ Tensor group_norm_into(const Tensor& x, int64_t num_groups, OptionalTensor weigh
   const int64_t item = item_bytes(dtype), positions = x.numel() / (x.size(0) * channels);
   const int64_t adjacent = last ? to.position_step : positions * item;
   const bool stream = should_stream(2 * x.numel() * item, target.const_data_ptr(), adjacent | to.batch_step);
-  const Request request = {dtype, activation == "silu" ? Activation::silu : Activation::none, x.size(0), channels,
-                           positions, num_groups, eps,
+  const Request request = {dtype,
+                           activation == "silu" ? Activation::silu : Activation::none,
+                           x.size(0),
+                           channels,
+                           positions,
+                           num_groups,
+                           eps,
                            static_cast<const char*>(source.const_data_ptr()),
-                           static_cast<char*>(target.mutable_data_ptr()), from, to,
-                           as_floats(weight_param, channels), as_floats(bias_param, channels), stream};
+                           static_cast<char*>(target.mutable_data_ptr()),
+                           from,
+                           to,
+                           as_floats(weight_param, channels),
+                           as_floats(bias_param, channels),
+                           stream};
   if (last) {
     channels_last(request);
   } else if (request.batch * num_groups < 2 * static_cast<int64_t>(torch::stable::get_num_threads())) {
@@ -279,8 +288,7 @@ Tensor group_norm(const Tensor& x, int64_t num_groups, OptionalTensor weight, Op
 }  // namespace sgl_kernels
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sgl_kernels_cpu, m) {
-  m.def(
-      "group_norm(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, str activation) -> Tensor");
+  m.def("group_norm(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, str activation) -> Tensor");
   // The same into given tensors; null asks for a fresh one.
   m.def(
       "group_norm_out(Tensor x, int num_groups, Tensor? weight, Tensor? bias, float eps, str activation, "

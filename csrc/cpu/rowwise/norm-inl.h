@@ -21,8 +21,8 @@ constexpr int kSums = (what == Sum::deviations && kLanes < 16 ? 4 : 8) / rows;
 // x holds rows of T, or what an earlier reading left of them in fp32: `keep` of a reading takes its blocks, or is null.
 // uncentred: every centre is 0.
 template <Sum what, class T, bool uncentred = false, class Source, int rows>
-SGL_INLINE void row_sums(const Source* const (&x)[rows], int64_t dim, const float (&centre)[rows],
-                         float* const* keep, Totals (&out)[rows]) {
+SGL_INLINE void row_sums(const Source* const (&x)[rows], int64_t dim, const float (&centre)[rows], float* const* keep,
+                         Totals (&out)[rows]) {
   constexpr bool products = kHasProducts<Source> && (what == Sum::values || (what == Sum::squares && uncentred));
   constexpr int sums = kSums<what, rows>, blocks = products ? sums : sums > 1 ? sums / 2 : 1;
   F first_sum[rows][sums] = {}, square_sum[rows][sums] = {};
@@ -168,8 +168,7 @@ SGL_INLINE void apply(const Source* const* x, T* const* out, const RowStatistics
         v = {fma(v.a - s.centre, splat(s.inverse), splat(s.offset)),
              fma(v.b - s.centre, splat(s.inverse), splat(s.offset))};
       }
-      v = shifted ? Pair{fma(v.a, gain.a, shift.a), fma(v.b, gain.b, shift.b)}
-                  : Pair{v.a * gain.a, v.b * gain.b};
+      v = shifted ? Pair{fma(v.a, gain.a, shift.a), fma(v.b, gain.b, shift.b)} : Pair{v.a * gain.a, v.b * gain.b};
       put(to[r] + i, v, count, past_caches);
     }
   };

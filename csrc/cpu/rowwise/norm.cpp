@@ -173,8 +173,18 @@ std::tuple<Tensor, Tensor> residual_into(const Tensor& residual, const Tensor& x
         gate_offset = run.offset[held_gate];
         kernels().plain({gate_param.at(gate_offset), dtype, false, dim, prepared_gate});
       }
-      const NormArgs norm_args = {dtype, norm, stream, nullptr, 0, result + run.offset[to], plan.step(to), run.rows,
-                                  dim, static_cast<float>(eps), affine.gain(), affine.shift()};
+      const NormArgs norm_args = {dtype,
+                                  norm,
+                                  stream,
+                                  nullptr,
+                                  0,
+                                  result + run.offset[to],
+                                  plan.step(to),
+                                  run.rows,
+                                  dim,
+                                  static_cast<float>(eps),
+                                  affine.gain(),
+                                  affine.shift()};
       kernels().residual_norm({norm_args, residual_in + run.offset[base], plan.step(base), x_in + run.offset[from],
                                plan.step(from), sums + run.offset[sum], plan.step(sum), prepared_gate, keep});
     });
@@ -182,10 +192,10 @@ std::tuple<Tensor, Tensor> residual_into(const Tensor& residual, const Tensor& x
   return {normed.finish(), summed.finish()};
 }
 
-std::tuple<Tensor, Tensor> residual_gate_norm_scale_shift(const Tensor& residual, const Tensor& x,
-                                                          OptionalTensor gate, OptionalTensor scale,
-                                                          OptionalTensor shift, OptionalTensor weight,
-                                                          OptionalTensor bias, double eps, std::string norm) {
+std::tuple<Tensor, Tensor> residual_gate_norm_scale_shift(const Tensor& residual, const Tensor& x, OptionalTensor gate,
+                                                          OptionalTensor scale, OptionalTensor shift,
+                                                          OptionalTensor weight, OptionalTensor bias, double eps,
+                                                          std::string norm) {
   return residual_into(residual, x, gate, scale, shift, weight, bias, eps, norm, {}, {});
 }
 

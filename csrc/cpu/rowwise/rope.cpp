@@ -88,8 +88,7 @@ class Rotation {
         kernels().plain({tables_.sin.at(sin_offset), dtype_, interleaved_, half, sin});
       }
       kernels().rope({dtype_, interleaved_, stream_, normalise_, in + run.offset[from_], plan_.step(from_),
-                      result + run.offset[to_], plan_.step(to_), run.rows, dim_, tables_.rotary, eps_, gain, cos,
-                      sin});
+                      result + run.offset[to_], plan_.step(to_), run.rows, dim_, tables_.rotary, eps_, gain, cos, sin});
     });
     if (stream_) {
       finish_streaming();  // not in the kernel, which is called for each token
@@ -129,8 +128,7 @@ Tensor apply_rope(const Tensor& x, const Tensor& cos, const Tensor& sin, bool in
 
 std::tuple<Tensor, Tensor> qk_norm_rope_into(const Tensor& q, const Tensor& k, OptionalTensor q_weight,
                                              OptionalTensor k_weight, OptionalTensor cos, OptionalTensor sin,
-                                             double eps, bool interleaved, OptionalTensor q_out,
-                                             OptionalTensor k_out) {
+                                             double eps, bool interleaved, OptionalTensor q_out, OptionalTensor k_out) {
   const char* op = "qk_norm_rope";
   check_heads(op, "q", q);
   check_heads(op, "k", k);

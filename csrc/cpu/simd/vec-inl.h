@@ -1,5 +1,5 @@
-// Vectors of fp32 for the norm-like kernels: lanes, order, raw loads and stores. With simd/vec_convert-inl.h, the only file
-// that knows the instruction set.
+// Vectors of fp32 for the norm-like kernels: lanes, order, raw loads and stores. With simd/vec_convert-inl.h, the only
+// file that knows the instruction set.
 //
 // A kernel body includes this file and is compiled once per instruction set, each time in the namespace SGL_ISA, so
 // no symbol of one level can replace a symbol of another. Nothing here includes a header with inline functions of

@@ -1,5 +1,5 @@
-// Conversion between storage types and vectors of fp32, and the loads that use it. With simd/vec-inl.h, the only file that
-// knows the instruction set.
+// Conversion between storage types and vectors of fp32, and the loads that use it. With simd/vec-inl.h, the only file
+// that knows the instruction set.
 #pragma once
 
 #include "simd/vec-inl.h"
@@ -138,8 +138,8 @@ SGL_INLINE Raw<T> narrow(Pair v) {
     return {(U)_mm512_inserti64x4(_mm512_castsi256_si512(low), _mm512_cvtps_ph(v.b, _MM_FROUND_TO_NEAREST_INT), 1)};
 #elif defined(__F16C__)
     const __m128i low = _mm256_cvtps_ph(v.a, _MM_FROUND_TO_NEAREST_INT);
-    return {(U)_mm256_inserti128_si256(_mm256_castsi128_si256(low),
-                                       _mm256_cvtps_ph(v.b, _MM_FROUND_TO_NEAREST_INT), 1)};
+    return {
+        (U)_mm256_inserti128_si256(_mm256_castsi128_si256(low), _mm256_cvtps_ph(v.b, _MM_FROUND_TO_NEAREST_INT), 1)};
 #else
     float value[kBlock];
     uint16_t half[kBlock];

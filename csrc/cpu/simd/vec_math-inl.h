@@ -14,8 +14,8 @@ constexpr float kLog2E = 1.44269504f;
 // e^x for -87.3 <= x <= 88, so that result and scale are normal numbers; of NaN it makes anything.
 template <int n>
 SGL_INLINE Many<n> exponential(const Many<n>& x) {
-  constexpr float kTerms[] = {1.383674214e-3f, 8.374898694e-3f, 4.166823253e-2f, 0.166664198f,
-                              0.4999999106f,   1.0f,            1.0f};
+  constexpr float kTerms[] = {
+      1.383674214e-3f, 8.374898694e-3f, 4.166823253e-2f, 0.166664198f, 0.4999999106f, 1.0f, 1.0f};
   const F magic = splat(12582912.0f);
   const Many<n> whole = SGL_EACH(n, fma(x.v[i], splat(kLog2E), magic));
   const Many<n> times = SGL_EACH(n, whole.v[i] - magic);
@@ -107,8 +107,7 @@ template <class T, int n>
 SGL_INLINE Many<n> gelu_erf(const Many<n>& x) {
   constexpr float kExact[] = {-0.0206128266f, 0.112375759f,  -0.228067473f, 0.191581637f, -0.0792472884f,
                               0.096057795f,   0.0784255937f, 0.110227324f,  0.119572841f, 0.119686633f};
-  constexpr float kQuick[] = {0.138808921f, -0.0016977234f, 0.0843755156f, 0.0970521346f, 0.0886550546f,
-                              0.092816852f};
+  constexpr float kQuick[] = {0.138808921f, -0.0016977234f, 0.0843755156f, 0.0970521346f, 0.0886550546f, 0.092816852f};
   const Many<n> size = SGL_EACH(n, x.v[i] < 0.0f ? -x.v[i] : x.v[i]);
   Many<n> t, p, bell;
   if constexpr (!kHalf<T>) {

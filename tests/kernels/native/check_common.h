@@ -44,12 +44,12 @@ void compare(const char* name, int i, T got, T want) {
 }
 
 // `want` is the definition of lane i; T is the type of a lane of the result.
-#define CHECK(T, name, call, want)                                                     \
-  do {                                                                                 \
-    const auto result = call;                                                          \
-    for (int i = 0; i < static_cast<int>(sizeof(result) / sizeof(T)); ++i) {           \
-      check::compare<T>(name, i, check::lane<T>(result, i), static_cast<T>(want));                   \
-    }                                                                                  \
+#define CHECK(T, name, call, want)                                                 \
+  do {                                                                             \
+    const auto result = call;                                                      \
+    for (int i = 0; i < static_cast<int>(sizeof(result) / sizeof(T)); ++i) {       \
+      check::compare<T>(name, i, check::lane<T>(result, i), static_cast<T>(want)); \
+    }                                                                              \
   } while (false)
 // The same for a mask or a scalar.
 #define CHECK_ONE(name, call, want) check::compare(name, 0, call, static_cast<decltype(call)>(want))
@@ -65,15 +65,19 @@ V any_bits() {
 }
 
 inline float any_float() {
-  static const float awkward[] = {0.0f,    -0.0f,  INFINITY,  -INFINITY, NAN,      1.0f,       -1.0f,
-                                  0.5f,    1.5f,   2.5f,      -2.5f,     -0.5f,    1e-40f,     -1e-45f,
-                                  3.4e38f, 127.0f, 128.0f,    -126.5f,   24.0f,    65504.0f,   65520.0f,
-                                  -150.0f, 2e9f,   0x1p-126f, 0x1p-24f,  0x1p-25f, 0x1p31f,    1.00390625f};
+  static const float awkward[] = {0.0f,    -0.0f,  INFINITY,  -INFINITY, NAN,      1.0f,     -1.0f,
+                                  0.5f,    1.5f,   2.5f,      -2.5f,     -0.5f,    1e-40f,   -1e-45f,
+                                  3.4e38f, 127.0f, 128.0f,    -126.5f,   24.0f,    65504.0f, 65520.0f,
+                                  -150.0f, 2e9f,   0x1p-126f, 0x1p-24f,  0x1p-25f, 0x1p31f,  1.00390625f};
   switch (random_bits() % 4) {
-    case 0: return awkward[random_bits() % std::size(awkward)];
-    case 1: return std::bit_cast<float>(static_cast<uint32_t>(random_bits()));
-    case 2: return static_cast<float>(static_cast<int32_t>(random_bits())) * 0x1p-24f;
-    default: return static_cast<float>(static_cast<int>(random_bits() % 2001) - 1000) / 8;
+    case 0:
+      return awkward[random_bits() % std::size(awkward)];
+    case 1:
+      return std::bit_cast<float>(static_cast<uint32_t>(random_bits()));
+    case 2:
+      return static_cast<float>(static_cast<int32_t>(random_bits())) * 0x1p-24f;
+    default:
+      return static_cast<float>(static_cast<int>(random_bits() % 2001) - 1000) / 8;
   }
 }
 inline __m512 any_floats() {

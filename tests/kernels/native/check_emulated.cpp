@@ -166,8 +166,7 @@ void casts() {
   CHECK(uint32_t, "castsi512_si256", _mm512_castsi512_si256(a), lane<uint32_t>(a, i));
   CHECK(uint32_t, "castsi256_si512", _mm512_castsi512_si256(_mm512_castsi256_si512(h)), lane<uint32_t>(h, i));
   CHECK(uint32_t, "extracti64x4_epi64", _mm512_extracti64x4_epi64(a, 1), lane<uint32_t>(a, i + 8));
-  CHECK(uint32_t, "inserti64x4", _mm512_inserti64x4(a, h, 1),
-        i < 8 ? lane<uint32_t>(a, i) : lane<uint32_t>(h, i - 8));
+  CHECK(uint32_t, "inserti64x4", _mm512_inserti64x4(a, h, 1), i < 8 ? lane<uint32_t>(a, i) : lane<uint32_t>(h, i - 8));
   CHECK(uint32_t, "inserti64x4", _mm512_inserti64x4(a, h, 0), i < 8 ? lane<uint32_t>(h, i) : lane<uint32_t>(a, i));
   CHECK_ONE("cvtss_f32", std::bit_cast<uint32_t>(_mm512_cvtss_f32(f)), lane<uint32_t>(a, 0));
   CHECK_ONE("cvtsi512_si32", _mm512_cvtsi512_si32(a), lane<int32_t>(a, 0));

@@ -39,8 +39,8 @@ std::vector<char> row_of(Dtype dtype, int dim) {
       std::memcpy(&data[i * 4], &value, 4);
     } else {
       // Any pattern with a middling exponent will do for fp16; it is read back as what it is.
-      const uint16_t bits = dtype == Dtype::bf16 ? to_bf16(value)
-                                                 : static_cast<uint16_t>(0x3800 + (i * 37) % 1500 + (i % 2) * 0x8000);
+      const uint16_t bits =
+          dtype == Dtype::bf16 ? to_bf16(value) : static_cast<uint16_t>(0x3800 + (i * 37) % 1500 + (i % 2) * 0x8000);
       std::memcpy(&data[i * 2], &bits, 2);
     }
   }

@@ -175,14 +175,30 @@ bool channel_ranges(const char* rows, int64_t stride, int count, const SeenKeys&
       finite &= strip_ranges<kType, decltype(vectors)::value>(strip, stride, count, seen, n, mean + c, range + c);
     };
     switch ((n + kLanes - 1) / kLanes) {
-      case 1: walk(Count<1>{}); break;
-      case 2: walk(Count<2>{}); break;
-      case 3: walk(Count<3>{}); break;
-      case 4: walk(Count<4>{}); break;
-      case 5: walk(Count<kMost == 8 ? 5 : 4>{}); break;
-      case 6: walk(Count<kMost == 8 ? 6 : 4>{}); break;
-      case 7: walk(Count<kMost == 8 ? 7 : 4>{}); break;
-      default: walk(Count<kMost>{}); break;
+      case 1:
+        walk(Count<1>{});
+        break;
+      case 2:
+        walk(Count<2>{});
+        break;
+      case 3:
+        walk(Count<3>{});
+        break;
+      case 4:
+        walk(Count<4>{});
+        break;
+      case 5:
+        walk(Count<kMost == 8 ? 5 : 4>{});
+        break;
+      case 6:
+        walk(Count<kMost == 8 ? 6 : 4>{});
+        break;
+      case 7:
+        walk(Count<kMost == 8 ? 7 : 4>{});
+        break;
+      default:
+        walk(Count<kMost>{});
+        break;
     }
     c += n;
   }

@@ -114,10 +114,14 @@ SGL_INLINE void transpose_quads(I (&x)[kQuads]) {
 template <class Body>
 SGL_INLINE void with_last_vectors(int channels, Body body) {
   switch ((channels + kLanes - 1) / kLanes % 4) {
-    case 1: return body(Count<1>{});
-    case 2: return body(Count<2>{});
-    case 3: return body(Count<3>{});
-    default: return body(Count<4>{});
+    case 1:
+      return body(Count<1>{});
+    case 2:
+      return body(Count<2>{});
+    case 3:
+      return body(Count<3>{});
+    default:
+      return body(Count<4>{});
   }
 }
 
@@ -275,8 +279,8 @@ void quantise_block(const Problem& p, int32_t batch, int32_t kv_head, int32_t bl
   const char* k = s.k + kv_head * p.k.head + key0 * p.k.seq;
   with_last_vectors(p.d, [&](auto vectors) {
     for (int r = 0; r < count; r += kLanes) {
-      quantise_keys<kType, decltype(vectors)::value>(h, k + r * p.k.seq, p.k.seq, key0 + r,
-                                                     min_int(kLanes, count - r), p.d, end);
+      quantise_keys<kType, decltype(vectors)::value>(h, k + r * p.k.seq, p.k.seq, key0 + r, min_int(kLanes, count - r),
+                                                     p.d, end);
     }
   });
   if (count < h.block) {  // keys that are not there: bytes and scales of 0

@@ -50,8 +50,8 @@ void byte_scores(const SageHead& h, int32_t block, const float* q, const F* quer
     const bool inside = key + ROWS - 1 <= panel.first + rule.right && key >= panel.last - rule.left;
     const bool plain = !ruled && inside && r + ROWS <= last;
     F unused[NV] = {};
-    byte_score_tile<ROWS, NV>(h.keys + at * h.elements, h.elements, q, h.elements, h.key_offset + at,
-                              h.key_scale + at, query_scale, scores + static_cast<size_t>(r) * NV * kLanes,
+    byte_score_tile<ROWS, NV>(h.keys + at * h.elements, h.elements, q, h.elements, h.key_offset + at, h.key_scale + at,
+                              query_scale, scores + static_cast<size_t>(r) * NV * kLanes,
                               plain ? panel.highest : unused);
     if (plain) continue;
     for (int row = r; row < r + ROWS; ++row) {
@@ -113,8 +113,7 @@ void attend_bytes(const SageHead& h, int32_t block, int first, int last, float* 
 }
 
 template <int NV>
-void attend_floats(const float* values, size_t block, int first, int last, float* scores, int channels,
-                   Panel& panel) {
+void attend_floats(const float* values, size_t block, int first, int last, float* scores, int channels, Panel& panel) {
   for (int row = first; row < last; ++row) {
     SGL_UNROLL for (int j = 0; j < NV; ++j) {
       float* at = scores + (static_cast<size_t>(row) * NV + j) * kLanes;

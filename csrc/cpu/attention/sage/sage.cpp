@@ -79,12 +79,10 @@ void run_sage(const Problem& p, bool int8_values) {
     share_tasks(heads, std::min(threads, heads), [&](size_t head, int64_t) { measure(head, of_head(head)); });
     if (finite) {
       const int64_t blocks = heads * sizes.blocks, count = static_cast<int64_t>(tasks.size());
-      share_tasks(blocks, std::min(threads, blocks), [&](size_t t, int64_t) {
-        quantise(t / sizes.blocks, t % sizes.blocks, of_head(t / sizes.blocks));
-      });
-      share_tasks(heads * count, workers, [&](size_t t, int64_t worker) {
-        run(t / count, tasks[t % count], of_head(t / count), worker);
-      });
+      share_tasks(blocks, std::min(threads, blocks),
+                  [&](size_t t, int64_t) { quantise(t / sizes.blocks, t % sizes.blocks, of_head(t / sizes.blocks)); });
+      share_tasks(heads * count, workers,
+                  [&](size_t t, int64_t worker) { run(t / count, tasks[t % count], of_head(t / count), worker); });
     }
   }
   if (!finite) run_problem(p);  // a mean over keys would carry one key's NaN to all
@@ -92,8 +90,8 @@ void run_sage(const Problem& p, bool int8_values) {
 
 Tensor sage_attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& attn_mask,
                       int64_t causal, double scale, int64_t window_left, int64_t window_right, bool int8_values) {
-  DenseCall call = prepare_dense("sage_attention", q, k, v, attn_mask, causal, scale, window_left, window_right, 0.0,
-                                 false);
+  DenseCall call =
+      prepare_dense("sage_attention", q, k, v, attn_mask, causal, scale, window_left, window_right, 0.0, false);
   const Problem& p = call.problem;
   if (call.empty) return call.out;
   // Nothing to gain from bytes: no keys, or too few queries to pay for quantising K and V (a decoding step).

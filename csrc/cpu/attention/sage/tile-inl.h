@@ -11,8 +11,8 @@ SGL_INLINE I splat_bits(uint32_t x) { return I{} + static_cast<int32_t>(x); }
 // sum + 4 products of unsigned bytes u and signed bytes s, in every lane.
 SGL_INLINE I dot_bytes(I sum, I u, I s) {
 #if defined(SGL_KERNELS_EMULATED) && defined(__AVX512VNNI__)
-  return reinterpret_cast<I>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(u),
-                                                 reinterpret_cast<__m512i>(s)));
+  return reinterpret_cast<I>(
+      _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum), reinterpret_cast<__m512i>(u), reinterpret_cast<__m512i>(s)));
 #elif defined(__AVX512VNNI__)
   asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(u), "v"(s));  // the intrinsic made gcc 12 copy registers (481 -> 727)
   return sum;

@@ -56,9 +56,8 @@ SGL_EMULATED __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i u, __m512i s) {
 }
 SGL_EMULATED __m128i _mm_dpbusd_epi32(__m128i sum, __m128i u, __m128i s) {
   const __m256i zero = _mm256_setzero_si256();
-  return _mm256_castsi256_si128(emulated::dot_bytes(_mm256_inserti128_si256(zero, sum, 0),
-                                                    _mm256_inserti128_si256(zero, u, 0),
-                                                    _mm256_inserti128_si256(zero, s, 0)));
+  return _mm256_castsi256_si128(emulated::dot_bytes(
+      _mm256_inserti128_si256(zero, sum, 0), _mm256_inserti128_si256(zero, u, 0), _mm256_inserti128_si256(zero, s, 0)));
 }
 
 SGL_EMULATED __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {

@@ -20,11 +20,16 @@ constexpr uint32_t kSign = 0x80000000u;
 // x rounded to a whole number; direction as in an instruction's immediate: 0 nearest even, 1 down, 2 up, 3 to zero.
 SGL_EMULATED float rounded(float x, int direction) {
   switch (direction & 7) {
-    case 0: return __builtin_rintf(x);  // the tests leave the rounding mode at nearest even
-    case 1: return __builtin_floorf(x);
-    case 2: return __builtin_ceilf(x);
-    case 3: return __builtin_truncf(x);
-    default: return __builtin_rintf(x);
+    case 0:
+      return __builtin_rintf(x);  // the tests leave the rounding mode at nearest even
+    case 1:
+      return __builtin_floorf(x);
+    case 2:
+      return __builtin_ceilf(x);
+    case 3:
+      return __builtin_truncf(x);
+    default:
+      return __builtin_rintf(x);
   }
 }
 
@@ -90,9 +95,9 @@ SGL_EMULATED __mmask16 mask_of(Fn fn) {
 
 }  // namespace emulated
 
-#define SGL_EMULATED_PAIR(name)                                                                                 \
-  SGL_EMULATED __m512 _mm512_##name(__m512 a, __m512 b) {                                                       \
-    return emulated::by_parts<__m256>(a, b, [](__m256 x, __m256 y) { return _mm256_##name(x, y); });            \
+#define SGL_EMULATED_PAIR(name)                                                                      \
+  SGL_EMULATED __m512 _mm512_##name(__m512 a, __m512 b) {                                            \
+    return emulated::by_parts<__m256>(a, b, [](__m256 x, __m256 y) { return _mm256_##name(x, y); }); \
   }
 SGL_EMULATED_PAIR(add_ps)
 SGL_EMULATED_PAIR(sub_ps)
@@ -165,15 +170,24 @@ SGL_EMULATED __mmask16 _mm512_cmp_ps_mask(__m512 a, __m512 b, int predicate) {
   return emulated::mask_of([&](unsigned i) {
     const bool unordered = x.at[i] != x.at[i] || y.at[i] != y.at[i];
     switch (predicate) {
-      case _CMP_EQ_OQ: return x.at[i] == y.at[i];
-      case _CMP_LT_OQ: return x.at[i] < y.at[i];
-      case _CMP_LE_OQ: return x.at[i] <= y.at[i];
-      case _CMP_GT_OQ: return x.at[i] > y.at[i];
-      case _CMP_GE_OQ: return x.at[i] >= y.at[i];
-      case _CMP_NEQ_UQ: return x.at[i] != y.at[i];
-      case _CMP_UNORD_Q: return unordered;
-      case _CMP_ORD_Q: return !unordered;
-      default: __builtin_trap();
+      case _CMP_EQ_OQ:
+        return x.at[i] == y.at[i];
+      case _CMP_LT_OQ:
+        return x.at[i] < y.at[i];
+      case _CMP_LE_OQ:
+        return x.at[i] <= y.at[i];
+      case _CMP_GT_OQ:
+        return x.at[i] > y.at[i];
+      case _CMP_GE_OQ:
+        return x.at[i] >= y.at[i];
+      case _CMP_NEQ_UQ:
+        return x.at[i] != y.at[i];
+      case _CMP_UNORD_Q:
+        return unordered;
+      case _CMP_ORD_Q:
+        return !unordered;
+      default:
+        __builtin_trap();
     }
   });
 }

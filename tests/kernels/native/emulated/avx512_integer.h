@@ -4,9 +4,9 @@
 #include "avx512_basic.h"
 #include "avx512_float.h"
 
-#define SGL_EMULATED_PAIR(name)                                                                                 \
-  SGL_EMULATED __m512i _mm512_##name(__m512i a, __m512i b) {                                                    \
-    return emulated::by_parts<__m256i>(a, b, [](__m256i x, __m256i y) { return _mm256_##name(x, y); });         \
+#define SGL_EMULATED_PAIR(name)                                                                         \
+  SGL_EMULATED __m512i _mm512_##name(__m512i a, __m512i b) {                                            \
+    return emulated::by_parts<__m256i>(a, b, [](__m256i x, __m256i y) { return _mm256_##name(x, y); }); \
   }
 SGL_EMULATED_PAIR(add_epi32)
 SGL_EMULATED_PAIR(sub_epi32)
@@ -20,10 +20,10 @@ SGL_EMULATED __m512i _mm512_or_si512(__m512i a, __m512i b) { return a | b; }
 SGL_EMULATED __m512i _mm512_xor_si512(__m512i a, __m512i b) { return a ^ b; }
 
 // `real` takes its count from a register: these counts need not be constants.
-#define SGL_EMULATED_SHIFT(name, real)                                                                          \
-  SGL_EMULATED __m512i _mm512_##name(__m512i a, unsigned count) {                                               \
-    const __m128i by = _mm_cvtsi32_si128(static_cast<int>(count));                                              \
-    return emulated::by_parts<__m256i>(a, [=](__m256i x) { return _mm256_##real(x, by); });                     \
+#define SGL_EMULATED_SHIFT(name, real)                                                      \
+  SGL_EMULATED __m512i _mm512_##name(__m512i a, unsigned count) {                           \
+    const __m128i by = _mm_cvtsi32_si128(static_cast<int>(count));                          \
+    return emulated::by_parts<__m256i>(a, [=](__m256i x) { return _mm256_##real(x, by); }); \
   }
 SGL_EMULATED_SHIFT(slli_epi32, sll_epi32)
 SGL_EMULATED_SHIFT(srli_epi32, srl_epi32)

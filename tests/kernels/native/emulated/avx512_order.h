@@ -4,9 +4,9 @@
 #include "avx512_basic.h"
 
 // These work inside each 128 bits, like the real AVX2 instructions that they are made of.
-#define SGL_EMULATED_PAIR(name)                                                                                 \
-  SGL_EMULATED __m512i _mm512_##name(__m512i a, __m512i b) {                                                    \
-    return emulated::by_parts<__m256i>(a, b, [](__m256i x, __m256i y) { return _mm256_##name(x, y); });         \
+#define SGL_EMULATED_PAIR(name)                                                                         \
+  SGL_EMULATED __m512i _mm512_##name(__m512i a, __m512i b) {                                            \
+    return emulated::by_parts<__m256i>(a, b, [](__m256i x, __m256i y) { return _mm256_##name(x, y); }); \
   }
 SGL_EMULATED_PAIR(unpacklo_epi16)
 SGL_EMULATED_PAIR(unpackhi_epi16)
@@ -60,9 +60,7 @@ SGL_EMULATED V permuted(__m512i order, V a) {
 
 }  // namespace emulated
 
-SGL_EMULATED __m512i _mm512_permutexvar_epi8(__m512i order, __m512i a) {
-  return emulated::permuted<uint8_t>(order, a);
-}
+SGL_EMULATED __m512i _mm512_permutexvar_epi8(__m512i order, __m512i a) { return emulated::permuted<uint8_t>(order, a); }
 SGL_EMULATED __m512i _mm512_permutexvar_epi16(__m512i order, __m512i a) {
   return emulated::permuted<uint16_t>(order, a);
 }
