@@ -80,6 +80,8 @@ def nvfp4_dequantize(
         raise TypeError(
             f"nvfp4_dequantize: x is {type(x).__name__}, expected a ScaledTensor from nvfp4_quantize"
         )
+    if not is_compiling():
+        x.examine("nvfp4_dequantize: x")
     x = to_layout(x, "linear")
     args = (x.data, x.block_scale, x.global_scale, x.format.name, short(dtype))
     return _dequantize(args, None, backend)  # type: ignore[no-any-return]
@@ -120,7 +122,12 @@ def nvfp4_linear(
 
 
 def for_device(weight: ScaledTensor, activation: str = "bf16") -> ScaledTensor:
-    """The weight in the layout that its device's own kernels read, converted once and remembered."""
+    """The weight in the layout that its device's own kernels read, converted once and remembered.
+
+    Its scales are checked before the first use, also where the layout stays: nobody could read them on a device before.
+    """
+    if not weight.examined:
+        weight.examine("nvfp4_linear: weight")
     layout = preferred_layout(weight, activation)
     if layout == weight.layout:
         return weight
