@@ -45,7 +45,7 @@ def test_what_is_said_to_be_checked_can_be_checked_later():
     held = ScaledTensor(w.data, raw.view(NVFP4.scale_dtype), w.global_scale, NVFP4, w.shape, checked=True)
     assert w.examined and held.examined
     held.examine("weight")  # it was said to be checked
-    with pytest.raises(ValueError, match="^weight: block_scale has 1 negative"):
+    with pytest.raises(ValueError, match=r"^weight: block_scale has 1 negative"):
         held.check_scales(anywhere=True, of="weight: ")
     with pytest.raises(ValueError, match="block_scale has 1 negative"):
         to_layout(held, "swizzled_128x4")
