@@ -15,6 +15,7 @@ from sgl_kernels.backends._attention import levelled, narrowed, without_hidden
 from sgl_kernels.backends._torch_checks import (
     SAFE_BACKWARD,
     SAFE_FORWARD,
+    bounds,
     has_no_odd_row,
     is_finite,
     is_tame,
@@ -144,13 +145,10 @@ def _has_backward(
     """Whether a result of torch's CPU kernel, and the gradient that it will give, are right."""
     lse = saved_lse(out)
     if lse is not None:
-        low, high = (float(t) for t in torch.aminmax(lse))
+        low, high, zero = bounds(lse)  # 0 where a row sees nothing, or is taken for one that does
         if not max(-low, high) < SAFE_BACKWARD:
             return False
-        rows = (
-            low > 0 or high < 0 or bool(lse.all())
-        )  # 0 where a row sees nothing, or is taken for one that does
-        if rows and ((mask is None and not is_causal) or (is_finite(k) and is_finite(v))):
+        if not zero and ((mask is None and not is_causal) or (is_finite(k) and is_finite(v))):
             return True
         return is_tame(q, k, v, scale, SAFE_FORWARD)
     if not is_tame(q, k, v, scale, SAFE_BACKWARD):

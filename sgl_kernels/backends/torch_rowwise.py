@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sgl_kernels.backends._torch_checks import is_traced, may_look, watching
+from sgl_kernels.backends._torch_checks import is_near, is_traced, may_look, watching
 from sgl_kernels.core.implementation import Implementation
 from sgl_kernels.ops._modulation import aligned
 from sgl_kernels.ops.activation import reference as activation
@@ -48,21 +48,17 @@ Its group norm with channels last errs three times as much at a mean of one devi
 
 def _layer(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, exact: bool) -> Tensor:
     """torch's layer norm; `exact` where x came in float32."""
+    if exact and eps >= norm.TINY and may_look(x, weight, bias) and x.numel():
+        # the statistics come with the result: no pass over x is needed to see them
+        out, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
+        if is_near(mean, rstd, FAR):
+            return out
+        return F.layer_norm(_centred(x), x.shape[-1:], weight, bias, eps)
     if is_traced() or eps < norm.TINY:
         return norm.layer_norm(x, weight, bias, eps)
-    if not exact or x.device.type == "cuda" or x.numel() == 0:  # CUDA's kernel subtracts before it multiplies
-        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-    if may_look(x, weight, bias):  # the statistics come with the result: no pass over x is needed to see them
-        out, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
-        if _near(mean, rstd, FAR):
-            return out
-    return F.layer_norm(_centred(x), x.shape[-1:], weight, bias, eps)
-
-
-def _near(mean: Tensor, rstd: Tensor, far: float) -> bool:
-    """Whether every mean lies within `far` deviations of 0; not where one is NaN."""
-    low, high = torch.aminmax((mean * rstd).detach())
-    return -far < float(low) and float(high) < far
+    if exact and x.device.type != "cuda" and x.numel():  # CUDA's kernel subtracts before it multiplies
+        x = _centred(x)
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
 def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float) -> Tensor:
@@ -76,8 +72,9 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float
 
 
 def _layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    if _all_like(x, weight, bias):
-        return _layer(x, weight, bias, eps, x.dtype is torch.float32)
+    dtype = x.dtype
+    if (weight is None or weight.dtype is dtype) and (bias is None or bias.dtype is dtype):
+        return _layer(x, weight, bias, eps, dtype is torch.float32)
     wide = _wide(x)
     return _layer(wide, _like(weight, wide), _like(bias, wide), eps, x.dtype is torch.float32).to(x.dtype)
 
@@ -85,10 +82,15 @@ def _layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: floa
 def _group_norm(
     x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str
 ) -> Tensor:
-    if x.numel() in (0, x.shape[1] * x.shape[0]):  # torch refuses one value per channel; the formula does not
+    batch, channels, *_ = x.shape
+    if x.numel() in (0, channels * batch):  # torch refuses one value per channel; the formula does not
         return norm.group_norm(x, num_groups, weight, bias, eps, activation)
-    wide = x if _all_like(x, weight, bias) else _wide(x)
-    y = _group(wide, num_groups, _like(weight, wide), _like(bias, wide), eps, x.dtype is torch.float32)
+    exact = x.dtype is torch.float32
+    if _all_like(x, weight, bias):
+        y = _group(x, num_groups, weight, bias, eps, exact)
+    else:
+        wide = _wide(x)
+        y = _group(wide, num_groups, _like(weight, wide), _like(bias, wide), eps, exact)
     return _laid_out_like((F.silu(y) if activation == "silu" else y).to(x.dtype), x)
 
 
@@ -96,17 +98,21 @@ def _group(
     x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, exact: bool
 ) -> Tensor:
     """torch's group norm; `exact` where x came in float32."""
+    if exact and eps >= norm.TINY and may_look(x, weight, bias):
+        last = _is_last(x)
+        if last and not watching(x, weight, bias):
+            return _group_last(x, num_groups, weight, bias, eps)
+        if last or x.is_contiguous():
+            batch, channels = x.shape[:2]
+            size = x.numel() // (batch * channels)
+            out, mean, rstd = torch.native_group_norm(x, weight, bias, batch, channels, size, num_groups, eps)
+            if is_near(mean, rstd, FAR_LAST if last else FAR):
+                return out
     if is_traced() or eps < norm.TINY:
         return norm.group_norm(x, num_groups, weight, bias, eps)
     last = exact and _is_last(x) and x.device.type == "cpu"
     if last and not watching(x, weight, bias):
         return _group_last(x, num_groups, weight, bias, eps)
-    if exact and (last or x.is_contiguous()) and may_look(x, weight, bias):
-        batch, channels = x.shape[:2]
-        size = x.numel() // (batch * channels)
-        out, mean, rstd = torch.native_group_norm(x, weight, bias, batch, channels, size, num_groups, eps)
-        if _near(mean, rstd, FAR_LAST if last else FAR):
-            return out
     if last:
         x = x - _of_group(x.detach(), num_groups)
     elif exact:
@@ -117,8 +123,10 @@ def _group(
 
 def _is_last(x: Tensor) -> bool:
     """Whether x has its channels last and more than one of them."""
+    if x.is_contiguous():
+        return False
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
-    return last is not None and not x.is_contiguous() and x.is_contiguous(memory_format=last)
+    return last is not None and x.is_contiguous(memory_format=last)
 
 
 def _of_group(x: Tensor, num_groups: int) -> Tensor:
@@ -150,6 +158,8 @@ def _group_last(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor 
 
 def _laid_out_like(y: Tensor, x: Tensor) -> Tensor:
     """`y` with the strides that empty_like(x) has, which the compiler was promised; torch drops those of (N, C, L)."""
+    if y.is_contiguous() and x.is_contiguous():
+        return y
     promised = torch.empty_like(x)
     return y if y.stride() == promised.stride() else promised.copy_(y)
 

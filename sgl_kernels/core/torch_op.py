@@ -170,7 +170,7 @@ def _define_derivatives(
 
 
 def _gradient(
-    op: Op, overload: Callable[..., Any], backward: Callable[..., Any], setup_context: Callable[..., None]
+    op: Op, overload: Any, backward: Callable[..., Any], setup_context: Callable[..., None]
 ) -> Callable[..., Any]:
     """The kernel graded(keys, *args, backend): the op itself, and `backward` where a gradient may be asked for.
 
