@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
-from torch.nn import Parameter
 
 from sgl_kernels.core.tensors import is_wrapped, open_modes
 from sgl_kernels.ops._fingerprint import _compiled
