@@ -146,3 +146,43 @@ PyObject* bounds(PyObject*, PyObject* argument) {
   }
   return Py_BuildValue("ddO", static_cast<double>(low), static_cast<double>(high), zero ? Py_True : Py_False);
 }
+
+// Whether each row (the last dimension) has an element other than 0 and no NaN.
+template <typename T, T kExponent>
+bool even_rows(const DLTensor& t, int d, const T* p) {
+  constexpr T kSize = static_cast<T>(~T{0}) >> 1;  // all but the sign
+  if (d == t.ndim - 1) {
+    T found = 0, nan = 0;
+    for (std::int64_t i = 0; i < t.shape[d]; ++i) {
+      const T size = p[i] & kSize;
+      found |= size;
+      nan |= static_cast<T>(size > kExponent);
+    }
+    return found != 0 && nan == 0;
+  }
+  for (std::int64_t i = 0; i < t.shape[d]; ++i) {
+    if (!even_rows<T, kExponent>(t, d + 1, p + i * t.strides[d])) {
+      return false;
+    }
+  }
+  return true;
+}
+
+// has_no_odd_row(tensor): whether no row of the last dimension is all 0 or has a NaN.
+PyObject* has_no_odd_row(PyObject*, PyObject* argument) {
+  DLTensor t;
+  std::int64_t n = 0;
+  if (look_at(argument, t, n) && t.ndim > 0 && (t.shape[t.ndim - 1] == 1 || t.strides[t.ndim - 1] == 1)) {
+    switch (type_of(t) & 0xFFFF) {
+      case (32 << 8) | kDLFloat:
+        return PyBool_FromLong(even_rows<std::uint32_t, 0x7F800000u>(t, 0, data_of<std::uint32_t>(t)));
+      case (16 << 8) | kDLBfloat:
+        return PyBool_FromLong(even_rows<std::uint16_t, 0x7F80u>(t, 0, data_of<std::uint16_t>(t)));
+      case (16 << 8) | kDLFloat:
+        return PyBool_FromLong(even_rows<std::uint16_t, 0x7C00u>(t, 0, data_of<std::uint16_t>(t)));
+      default:
+        break;
+    }
+  }
+  Py_RETURN_NONE;
+}

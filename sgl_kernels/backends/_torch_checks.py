@@ -25,7 +25,9 @@ FEW_ROWS = 16
 _transform = torch._C._functorch.peek_interpreter_stack
 
 
-_near, _finite, _bounds = (getattr(_compiled, name, None) for name in ("is_near", "is_finite", "bounds"))
+_near, _finite, _bounds, _even = (
+    getattr(_compiled, name, None) for name in ("is_near", "is_finite", "bounds", "has_no_odd_row")
+)
 
 
 def may_look(first: Tensor, *others: Tensor | None) -> bool:
@@ -100,6 +102,8 @@ def has_no_odd_row(out: Tensor) -> bool:
     for one without keys. Such rows are NaN or 0, and so are right ones, so an odd row is only where to look closer.
     amax carries NaN; for half types it is the slowest of these reductions by far, so the first column speaks for rows.
     """
+    if _even is not None and (found := _even(out)) is not None:
+        return bool(found)
     out = out.detach()
     if out.dtype is not torch.float32 and is_finite(out) and bool(out.select(-1, 0).all()):
         return True

@@ -18,7 +18,7 @@ COMPILED = pytest.mark.skipif(checks._near is None, reason="the key module is no
 @pytest.fixture(params=["compiled", "torch"])
 def way(request, monkeypatch):
     if request.param == "torch":
-        for name in ("_near", "_finite", "_bounds"):
+        for name in ("_near", "_finite", "_bounds", "_even"):
             monkeypatch.setattr(checks, name, None)
     elif checks._near is None:
         pytest.skip("the key module is not built")
@@ -112,3 +112,20 @@ def test_group_norm_with_channels_last_keeps_odd_groups_apart(way, value):
             if (n, g) != (1, 1):
                 torch.testing.assert_close(got[n, g].double(), want[n, g], rtol=0, atol=4e-6)
     assert value == 1e25 or got[1, 1].isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("size", [1, 5, 64])
+def test_odd_rows(way, dtype, size):
+    out = (torch.rand(2, 3, 5, size) + 0.5).to(dtype)
+    for value in (INF, 2.0):
+        out[1, 2, 3, 0] = value
+        assert checks.has_no_odd_row(out) and checks.has_no_odd_row(out.transpose(1, 2))
+    for value, at in ((0.0, slice(None)), (-0.0, slice(None)), (NAN, size // 2), (-NAN, 0)):
+        for view in (lambda t: t, lambda t: t.transpose(1, 2)):
+            odd = out.clone()
+            odd[1, 0, 4, at] = value
+            assert not checks.has_no_odd_row(view(odd))
+    odd = out.clone()
+    odd[0, 0, 0, 1:] = 0  # one element speaks for its row
+    assert checks.has_no_odd_row(odd)
