@@ -19,8 +19,8 @@ SGL_INLINE void scale_row(const T* x, T* out, int64_t dim, float factor) {
   const F by = splat(factor);
   for (int64_t i = 0; i < dim; i += kBlock) {
     const int64_t count = smaller(kBlock, dim - i);
-    const Pair v = load(x + i, count);
-    put(out + i, {v.a * by, v.b * by}, count, false);
+    const Pair v = load_block(x + i, count);
+    store_block(out + i, {v.a * by, v.b * by}, count, false);
   }
 }
 

@@ -7,38 +7,6 @@
 namespace sgl_kernels::attention {
 namespace {
 
-// Each lane of the result is the sum of one of the vectors, in order.
-SGL_INLINE F sum_each(F (&x)[kLanes]) {
-#if defined(__AVX512F__)
-  __m512 a[8], b[4];  // 45 instructions for 16 sums; a transpose and 15 additions take 79
-  SGL_UNROLL for (int i = 0; i < 8; ++i) {
-    a[i] = _mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]) + _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]);
-  }
-  SGL_UNROLL for (int i = 0; i < 4; ++i) {
-    const __m512d even = _mm512_castps_pd(a[2 * i]), odd = _mm512_castps_pd(a[2 * i + 1]);
-    b[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(even, odd)) + _mm512_castpd_ps(_mm512_unpackhi_pd(even, odd));
-  }
-  const __m512 lo = _mm512_shuffle_f32x4(b[0], b[1], 0x88) + _mm512_shuffle_f32x4(b[0], b[1], 0xdd);
-  const __m512 hi = _mm512_shuffle_f32x4(b[2], b[3], 0x88) + _mm512_shuffle_f32x4(b[2], b[3], 0xdd);
-  return _mm512_shuffle_f32x4(lo, hi, 0x88) + _mm512_shuffle_f32x4(lo, hi, 0xdd);
-#elif defined(__AVX2__)
-  F a[4], b[2];  // 21 instructions for 8 sums
-  SGL_UNROLL for (int i = 0; i < 4; ++i) {
-    a[i] = _mm256_unpacklo_ps(x[2 * i], x[2 * i + 1]) + _mm256_unpackhi_ps(x[2 * i], x[2 * i + 1]);
-  }
-  SGL_UNROLL for (int i = 0; i < 2; ++i) {
-    const F even = a[2 * i], odd = a[2 * i + 1];
-    b[i] = _mm256_shuffle_ps(even, odd, 0x44) + _mm256_shuffle_ps(even, odd, 0xee);
-  }
-  return _mm256_permute2f128_ps(b[0], b[1], 0x20) + _mm256_permute2f128_ps(b[0], b[1], 0x31);
-#else
-  transpose(x);
-  F s = x[0];
-  SGL_UNROLL for (int i = 1; i < kLanes; ++i) s += x[i];
-  return s;
-#endif
-}
-
 // Products of ROWS queries with `count` keys: scores[row][key]. Queries are pairs as load_two has them, zero beyond d.
 template <Type kType, int ROWS>
 void dot_keys(const Tensor4& k, const char* keys, int count, int d, const float* queries, int query_stride,
@@ -51,12 +19,12 @@ void dot_keys(const Tensor4& k, const char* keys, int count, int d, const float*
     F sum[kLanes];
     SGL_UNROLL for (int i = 0; i < kLanes; ++i) sum[i] = F{};
     for (int c = 0; c < whole; c += kPair) {
-      Two q[ROWS];
+      Pair q[ROWS];
       SGL_UNROLL for (int r = 0; r < ROWS; ++r) {
         q[r] = {load<F>(queries + r * query_stride + c), load<F>(queries + r * query_stride + c + kLanes)};
       }
       SGL_UNROLL for (int i = 0; i < STEP; ++i) {
-        const Two x = load_two<kType>(row[i] + static_cast<size_t>(c) * type_size(kType));
+        const Pair x = load_two<kType>(row[i] + static_cast<size_t>(c) * type_size(kType));
         prefetch_two<kType>(ahead);
         ahead += kPair * type_size(kType);
         SGL_UNROLL for (int r = 0; r < ROWS; ++r) sum[r * STEP + i] += q[r].a * x.a;
@@ -65,7 +33,7 @@ void dot_keys(const Tensor4& k, const char* keys, int count, int d, const float*
     }
     if (whole < d) {
       SGL_UNROLL for (int i = 0; i < STEP; ++i) {
-        const Two x = load_two<kType>(row[i] + static_cast<size_t>(whole) * type_size(kType), d - whole);
+        const Pair x = load_two<kType>(row[i] + static_cast<size_t>(whole) * type_size(kType), d - whole);
         SGL_UNROLL for (int r = 0; r < ROWS; ++r) {
           const float* q = queries + r * query_stride + whole;
           sum[r * STEP + i] += load<F>(q) * x.a;
@@ -89,7 +57,7 @@ SGL_INLINE void add_values(const Tensor4& v, const char* values, int count, int 
   F acc[ROWS][2 * PAIRS];
   SGL_UNROLL for (int r = 0; r < ROWS; ++r) { SGL_UNROLL for (int c = 0; c < 2 * PAIRS; ++c) acc[r][c] = F{}; }
   for (int key = 0; key < count; ++key, values += v.seq) {
-    Two x[PAIRS];
+    Pair x[PAIRS];
     SGL_UNROLL for (int c = 0; c < PAIRS; ++c) {
       const char* p = values + static_cast<size_t>(c) * kPair * type_size(kType);
       x[c] = PARTIAL ? load_two<kType>(p, n) : load_two<kType>(p);
@@ -169,7 +137,7 @@ float weigh(float* scores, int count, const ScoreRule& rule, const float* bias, 
     sum += w;
     store(scores + k, w);
   }
-  state.sum = state.sum * decay + sum_lanes(sum);
+  state.sum = state.sum * decay + sum_in_order(sum);
   state.highest = highest;
   return decay;
 }
@@ -231,7 +199,7 @@ bool decode_rows(const Problem& p, const Task& task, char* scratch, uint8_t* fai
       float* to = queries + (h * l.rows + r) * l.d;
       states[h * l.rows + r] = {kMinusInf, 0};
       for (int c = 0; c < p.d; c += kPair, q += kPair * kSize) {
-        const Two x = p.d - c < kPair ? load_two<kType>(q, p.d - c) : load_two<kType>(q);
+        const Pair x = p.d - c < kPair ? load_two<kType>(q, p.d - c) : load_two<kType>(q);
         store(to + c, x.a);
         store(to + c + kLanes, x.b);
       }
@@ -317,7 +285,7 @@ bool decode_rows(const Problem& p, const Task& task, char* scratch, uint8_t* fai
       F check{};
       for (int c = 0; c < p.dv; c += kPair) {
         const float* o = out + row * l.dv + c;
-        Two x = {load<F>(o) * inverse, load<F>(o + kLanes) * inverse};
+        Pair x = {load<F>(o) * inverse, load<F>(o + kLanes) * inverse};
         if constexpr (Dot::kCareful) x = {divided(load<F>(o), sum), divided(load<F>(o + kLanes), sum)};
         check += (x.a + x.b) * 0.0f;
         x = in_order<kType>(x);

@@ -13,17 +13,12 @@ constexpr int kPair = 2 * kLanes;  // channels of a pair of vectors
 // times, and 32 KiB into L2 1.1 times.
 constexpr int64_t kAhead = 16384;
 
-struct Two {
-  F a, b;
-};
-
 // kPair channels as floats. Those of bf16 lie apart, evens in a and odds in b: a shift and a mask take them out of one
 // load, where widening in order takes four instructions, and ten as gcc 12 splits them at 512 bits.
 template <Type kType>
-SGL_INLINE Two load_two(const char* p) {
+SGL_INLINE Pair load_two(const char* p) {
   if constexpr (kType == Type::bf16) {
-    const U both = load<U>(p);
-    return {as_float(both << 16), as_float(both & 0xffff0000u)};
+    return widen(read_raw(reinterpret_cast<const Bf16*>(p)));
   } else {
     return {load_as_float<kType>(p), load_as_float<kType>(p + kLanes * type_size(kType))};
   }
@@ -31,15 +26,9 @@ SGL_INLINE Two load_two(const char* p) {
 
 // The first n < kPair channels, and zeros.
 template <Type kType>
-SGL_INLINE Two load_two(const char* p, int n) {
+SGL_INLINE Pair load_two(const char* p, int n) {
   if constexpr (kType == Type::bf16) {
-#if defined(__AVX512F__)
-    const U both = reinterpret_cast<U>(_mm512_maskz_loadu_epi16((1u << n) - 1, p));
-#else
-    U both{};
-    __builtin_memcpy(&both, p, static_cast<size_t>(n) * 2);
-#endif
-    return {as_float(both << 16), as_float(both & 0xffff0000u)};
+    return widen(read_raw(reinterpret_cast<const Bf16*>(p), int64_t{n}));
   } else {
     if (n <= kLanes) return {load_as_float<kType>(p, n), F{}};
     return {load_as_float<kType>(p), load_as_float<kType>(p + kLanes * type_size(kType), n - kLanes)};
@@ -54,16 +43,8 @@ SGL_INLINE void prefetch_two(const char* p) {
 
 // Puts a pair in the order of its channels.
 template <Type kType>
-SGL_INLINE Two in_order(Two x) {
-  if constexpr (kType != Type::bf16) return x;
-  float from[kPair], to[kPair];
-  store(from, x.a);
-  store(from + kLanes, x.b);
-  for (int i = 0; i < kLanes; ++i) {
-    to[2 * i] = from[i];
-    to[2 * i + 1] = from[kLanes + i];
-  }
-  return {load<F>(to), load<F>(to + kLanes)};
+SGL_INLINE Pair in_order(Pair x) {
+  return kType == Type::bf16 ? sequential(x) : x;
 }
 
 // What a task is going to read, in that order: `keys` rows of K and V, a chunk of each in turn. Each row is the bytes
@@ -78,7 +59,7 @@ class Ahead {
   Ahead(Rows k, Rows v, int32_t keys) : rows_{k, v}, keys_(keys), end_(min_int(kChunk, keys)) { start_row(); }
 
   // Prefetches the next `lines` lines.
-  SGL_INLINE void advance(int64_t lines) {
+  SGL_MEMBER void advance(int64_t lines) {
     while (lines > 0 && key_ < keys_) {
       const int64_t n = lines < left_ ? lines : left_;
       for (int64_t i = 0; i < n; ++i) __builtin_prefetch(at_ + i * kLine);
@@ -91,7 +72,7 @@ class Ahead {
 
   // Where the next `lines` lines lie, for a loop that prefetches them one by one; where they are not in sequence they
   // are prefetched here, and the loop may prefetch what it has.
-  SGL_INLINE const char* claim(int64_t lines, const char* otherwise) {
+  SGL_MEMBER const char* claim(int64_t lines, const char* otherwise) {
     if (lines > left_) {
       advance(lines);
       return otherwise;

@@ -104,7 +104,7 @@ struct DotAmx : DotBf16 {
 
   // scores = score(scale * scores, key, vector), and their highest; in registers, because any store may be to a panel.
   template <int NV, class Score>
-  static SGL_INLINE void scale_scores(float* scores, float scale, Panel& panel, Score score) {
+  static SGL_MEMBER void scale_scores(float* scores, float scale, Panel& panel, Score score) {
     F highest[NV];
     SGL_UNROLL for (int j = 0; j < NV; ++j) highest[j] = panel.highest[j];
     for (int i = 0; i < kStep; ++i) {
@@ -120,7 +120,7 @@ struct DotAmx : DotBf16 {
 
   // Weights as pairs, and their sums before rounding, as in emit. exponent(score, vector).
   template <int NV, class Exponent>
-  static SGL_INLINE void weigh_scores(const float* scores, Panel& panel, float* p, Exponent exponent) {
+  static SGL_MEMBER void weigh_scores(const float* scores, Panel& panel, float* p, Exponent exponent) {
     F sum[NV];
     SGL_UNROLL for (int j = 0; j < NV; ++j) sum[j] = panel.sum[j];
     for (int i = 0; i < kStep; i += 2) {

@@ -302,7 +302,8 @@ static inline void store_panel(const Problem& p, char* heads, int64_t lse, RowWa
     if (rows == kLanes && p.out_type == Type::bf16) {  // pairs of channels: one transpose for twice as many
       for (; c + 2 * kLanes <= p.dv; c += 2 * kLanes) {
         F block[kLanes];
-        SGL_UNROLL for (int i = 0; i < kLanes; ++i) block[i] = bf16_pairs(result(c + 2 * i), result(c + 2 * i + 1));
+        SGL_UNROLL for (int i = 0; i < kLanes; ++i) block[i] =
+            as_float(narrow<Bf16>({result(c + 2 * i), result(c + 2 * i + 1)}).bits);
         transpose(block);
         SGL_UNROLL for (int i = 0; i < kLanes; ++i) {
           __builtin_prefetch(row[i] + kLanes * p.out.seq + static_cast<size_t>(c) * 2, 1);

@@ -5,7 +5,7 @@
 // A Dot says what a 32-bit element is: one float (DotF32), or two adjacent bf16 (DotBf16, AVX-512 BF16 only).
 #pragma once
 
-#include "attention/simd-inl.h"
+#include "attention/elements-inl.h"
 
 namespace sgl_kernels::attention {
 namespace {
@@ -40,7 +40,7 @@ struct RegisterTiles {
 struct DotF32 : RegisterTiles {
   static constexpr int kUnit = 1;    // channels, or keys, per 32-bit element
   static constexpr int kDegree = 5;  // of exp2's polynomial
-  static SGL_INLINE F dot(F sum, F a, F b) { return a * b + sum; }
+  static SGL_MEMBER F dot(F sum, F a, F b) { return a * b + sum; }
 };
 
 // For rows whose result was not finite. The weights are at most 2^-32, so that sums over 2^28 keys of any finite V stay

@@ -21,28 +21,6 @@ SGL_INLINE Pair in_order(Pair v) {
   return kEvenOdd<T> ? even_odd(v) : v;
 }
 
-// Elements in sequence, the first `count` of a block; the rest is zero.
-template <class T>
-SGL_INLINE Pair load_sequential(const T* from, int64_t count) {
-  if (count < kBlock) {
-    const Pair v = load(from, count);
-    return kEvenOdd<T> ? sequential(v) : v;
-  }
-  if constexpr (kEvenOdd<T>) {  // without a shuffle between halves
-#if defined(__AVX512F__)
-    const auto* bits = reinterpret_cast<const __m256i*>(from);
-    return {(F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(bits)), 16),
-            (F)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(bits + 1)), 16)};
-#else
-    const auto* bits = reinterpret_cast<const __m128i*>(from);
-    return {(F)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(bits)), 16),
-            (F)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(bits + 1)), 16)};
-#endif
-  } else {
-    return load(from);
-  }
-}
-
 constexpr int64_t kAhead = 4 * kBlock;  // elements: no hardware prefetcher follows 16 rows at once
 
 // Columns [0, columns) x elements [0, depth) of the weight -> to[panel][element][kColumns], missing columns as zeros.
@@ -67,12 +45,12 @@ static void pack_weight(const char* weight, int64_t step, int64_t columns, int64
       transpose(high);
       const int64_t count = smaller(kBlock, depth - k);
       for (int64_t i = 0; i < count; ++i) {
-        write_vector(half + (k + i) * kColumns, i < kLanes ? low[i] : high[i - kLanes]);
+        store(half + (k + i) * kColumns, i < kLanes ? low[i] : high[i - kLanes]);
       }
     }
     if (column + kLanes >= columns && column % kColumns == 0) {  // the other half of the last panel
       for (int64_t k = 0; k < depth; ++k) {
-        write_vector(half + kLanes + k * kColumns, F{});
+        store(half + kLanes + k * kColumns, F{});
       }
     }
   }
@@ -84,7 +62,7 @@ static void widen_rows(const char* x, int64_t step, int64_t rows, int64_t depth,
   for (int64_t r = 0; r < rows; ++r) {
     const T* from = row<T>(x, step, r);
     for (int64_t k = 0; k < depth; k += kBlock) {
-      put(to + r * to_step + k, load_sequential(from + k, depth - k), depth - k, false);
+      store_block(to + r * to_step + k, load_sequential(from + k, depth - k), depth - k, false);
     }
   }
 }
@@ -105,14 +83,6 @@ struct TileArgs {
   int64_t out_step, columns;
 };
 
-SGL_INLINE F broadcast(const float* from) {
-#if defined(__AVX512F__)
-  return _mm512_set1_ps(*from);
-#else
-  return _mm256_broadcast_ss(from);
-#endif
-}
-
 // The products of `depth` elements, added to the sums or in their place.
 template <int rows>
 static void multiply(const float* x, int64_t x_step, const float* panel, int64_t depth, bool first, float* sums) {
@@ -121,11 +91,11 @@ static void multiply(const float* x, int64_t x_step, const float* panel, int64_t
   for (int i = 0; i < 4; ++i) base[i] = x + (3 * i < rows ? 3 * i : 0) * x_step;
   F a[rows] = {}, b[rows] = {};
   for (int64_t k = 0; k < depth; ++k) {
-    const F low = read_vector<F>(panel + k * kColumns);
-    const F high = read_vector<F>(panel + k * kColumns + kLanes);
+    const F low = load<F>(panel + k * kColumns);
+    const F high = load<F>(panel + k * kColumns + kLanes);
 #pragma GCC unroll 12
     for (int r = 0; r < rows; ++r) {
-      const F value = broadcast(base[r / 3] + r % 3 * x_step + k);
+      const F value = splat(*(base[r / 3] + r % 3 * x_step + k));
       a[r] = fma(value, low, a[r]);
       b[r] = fma(value, high, b[r]);
     }
@@ -134,11 +104,11 @@ static void multiply(const float* x, int64_t x_step, const float* panel, int64_t
   for (int r = 0; r < rows; ++r) {
     float* to = sums + r * kColumns;
     if (!first) {
-      a[r] += read_vector<F>(to);
-      b[r] += read_vector<F>(to + kLanes);
+      a[r] += load<F>(to);
+      b[r] += load<F>(to + kLanes);
     }
-    write_vector(to, a[r]);
-    write_vector(to + kLanes, b[r]);
+    store(to, a[r]);
+    store(to + kLanes, b[r]);
   }
 }
 
@@ -169,11 +139,11 @@ static void tile(int64_t rows, const TileArgs& args) {
   }
   for (int64_t r = 0; r < rows; ++r) {
     const float* sum = args.sums + r * kColumns;
-    Pair v = {read_vector<F>(sum) + bias.a, read_vector<F>(sum + kLanes) + bias.b};
+    Pair v = {load<F>(sum) + bias.a, load<F>(sum + kLanes) + bias.b};
     if constexpr (kind != Activation::none) {
       v = activated<kind, T>(v);
     }
-    put(row<T>(args.out, args.out_step, r), in_order<T>(v), args.columns, false);
+    store_block(row<T>(args.out, args.out_step, r), in_order<T>(v), args.columns, false);
   }
 }
 

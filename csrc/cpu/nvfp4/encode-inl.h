@@ -47,11 +47,11 @@ inline Encoded encoded_in(char* memory, int64_t k) {
 inline void encode_int8(int64_t k, Encoded& e) {
   I most = {};
   for (int64_t i = 0; i < k; i += kLanes) {
-    most = larger(most, magnitude(read_vector<F>(e.values + i)));
+    most = larger(most, magnitude(load<F>(e.values + i)));
   }
-  const int32_t bits = largest(most);
+  const int32_t bits = max_lanes(most);
   const bool finite = bits < kInfinity;
-  const float amax = float_of(bits);
+  const float amax = as_float(bits);
   e.row_scale = finite ? amax * (1.0f / 127.0f) : __builtin_nanf("");
   float multiplier = 0.0f;
   if (finite && amax > 0.0f) {
@@ -59,7 +59,7 @@ inline void encode_int8(int64_t k, Encoded& e) {
     multiplier = multiplier < 3.4028234663852886e38f ? multiplier : 3.4028234663852886e38f;
   }
   for (int64_t i = 0; i < k; i += kLanes) {
-    const F product = finite ? read_vector<F>(e.values + i) * splat(multiplier) : F{};
+    const F product = finite ? load<F>(e.values + i) * splat(multiplier) : F{};
     const I q = nearest(rounded(product));
     store_low_bytes(e.digit[0] + i, q > 127 ? splat_int(127) : q < -127 ? splat_int(-127) : q);
   }
@@ -91,19 +91,19 @@ void encode_wide(int64_t k, Encoded& e) {
     const float* v = e.values + b * kBlock;
     I most = {};
     for (int i = 0; i < kBlock; i += kLanes) {
-      most = larger(most, magnitude(read_vector<F>(v + i)));
+      most = larger(most, magnitude(load<F>(v + i)));
     }
-    const int32_t amax = largest(most);
+    const int32_t amax = max_lanes(most);
     worst = amax > worst ? amax : worst;
     int32_t exponent = (amax + kRoundUp) >> 23;  // biased; a block below 2^-95 keeps that scale
     exponent = exponent < 32 ? 32 : exponent;
     if (amax >= kInfinity) {  // the row is lost, and its products must stay defined
       exponent = 254;
     }
-    e.block_scale[b] = float_of((exponent - kBits) << 23);
-    const F up = splat(float_of((127 + kBits + 127 - exponent) << 23));
+    e.block_scale[b] = as_float((exponent - kBits) << 23);
+    const F up = splat(as_float((127 + kBits + 127 - exponent) << 23));
     for (int i = 0; i < kBlock; i += kLanes) {
-      F scaled = read_vector<F>(v + i) * up;
+      F scaled = load<F>(v + i) * up;
       scaled = magnitude(scaled) < kInfinity ? scaled : F{};
       // beyond 2^22 fp32 holds at most one bit of fraction, which is cut off
       I q = magnitude(scaled) < (I)splat(4194304.0f) ? nearest(scaled) : __builtin_convertvector(scaled, I);

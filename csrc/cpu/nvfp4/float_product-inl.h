@@ -35,8 +35,7 @@ SGL_INLINE void decode_floats(const uint8_t* panel, int64_t at, int64_t blocks, 
 #pragma GCC unroll 4
         for (int byte = 0; byte < 4; ++byte) {
           const I value = ((I)x[i] << (24 - 8 * byte)) >> 24;
-          write_vector(w + (b * kBlock + 4 * i + byte) * kFloatColumns + half * kLanes,
-                       __builtin_convertvector(value, F) * s);
+          store(w + (b * kBlock + 4 * i + byte) * kFloatColumns + half * kLanes, __builtin_convertvector(value, F) * s);
         }
       }
     }
@@ -48,18 +47,18 @@ template <int R>
 __attribute__((noinline)) void float_tile(const float* x, int64_t k, const float* w, int64_t n, float* c) {
   F acc[R][2] = {};
   for (int64_t i = 0; i < n; ++i, w += kFloatColumns) {
-    const F w0 = read_vector<F>(w), w1 = read_vector<F>(w + kLanes);
+    const F w0 = load<F>(w), w1 = load<F>(w + kLanes);
 #pragma GCC unroll 8
     for (int m = 0; m < R; ++m) {
-      const F v = splat_float(x + m * k + i);
+      const F v = as_float(splat_word(x + m * k + i));
       acc[m][0] = fma(v, w0, acc[m][0]);
       acc[m][1] = fma(v, w1, acc[m][1]);
     }
   }
 #pragma GCC unroll 8
   for (int m = 0; m < R; ++m) {
-    write_vector(c + m * kPanel, read_vector<F>(c + m * kPanel) + acc[m][0]);
-    write_vector(c + m * kPanel + kLanes, read_vector<F>(c + m * kPanel + kLanes) + acc[m][1]);
+    store(c + m * kPanel, load<F>(c + m * kPanel) + acc[m][0]);
+    store(c + m * kPanel + kLanes, load<F>(c + m * kPanel + kLanes) + acc[m][1]);
   }
 }
 

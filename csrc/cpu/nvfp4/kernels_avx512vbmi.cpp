@@ -38,7 +38,7 @@ void encode_int8(const Rows& x, int64_t row, Encoded& e) {
   const int64_t base = row * x.k;
   __m512i most = _mm512_setzero_si512();
   for (int64_t k = 0; k < x.k; k += 16) {
-    most = _mm512_max_epi32(most, magnitude(load16(x.data, x.type, base + k)));
+    most = _mm512_max_epi32(most, magnitude_bits(load16(x.data, x.type, base + k)));
   }
   const int32_t bits = _mm512_reduce_max_epi32(most);
   float amax;
@@ -55,7 +55,7 @@ void encode_int8(const Rows& x, int64_t row, Encoded& e) {
   for (int64_t k = 0; k < x.k; k += 16) {
     __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(load16(x.data, x.type, base + k), m));
     q = _mm512_min_epi32(_mm512_max_epi32(q, low), high);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(e.digit[0] + k), _mm512_cvtepi32_epi8(q));
+    store_low_bytes(e.digit[0] + k, (I)q);
   }
 }
 
@@ -87,7 +87,7 @@ void encode_wide(const Rows& x, int64_t row, Encoded& e) {
   int32_t worst = 0;
   for (int64_t b = 0; b < x.k / kBlock; ++b) {
     const __m512 v = load16(x.data, x.type, base + b * kBlock);
-    const int32_t amax = _mm512_reduce_max_epi32(magnitude(v));
+    const int32_t amax = _mm512_reduce_max_epi32(magnitude_bits(v));
     worst = amax > worst ? amax : worst;
     int32_t exponent = (amax + kRoundUp) >> 23;  // biased; a block below 2^-95 keeps that scale
     exponent = exponent < 32 ? 32 : exponent;

@@ -32,16 +32,16 @@ void decode_part(const uint8_t* panel, int64_t part, int64_t blocks, uint8_t* w,
       operands(panel, column, table, x);
       Sums sum = {};
       for (int i = 0; i < 4; ++i) {
-        write_vector(w, x[i]);
+        store(w, x[i]);
         w += 4 * kLanes;
         if constexpr (kDigitOffset != 0) {
           sum += products(ones, x[i]);
         }
       }
-      write_vector(s, scales(panel + 512 + column) * kScaleBack);
+      store(s, scales(panel + 512 + column) * kScaleBack);
       s += kLanes;
       if constexpr (kDigitOffset != 0) {
-        write_vector(correction, quads(sum) * -kDigitOffset);
+        store(correction, quads(sum) * -kDigitOffset);
         correction += kLanes;
       }
     }
@@ -60,26 +60,26 @@ __attribute__((noinline)) void tile_product(const uint8_t* a, int64_t first, int
   for (int m = 0; m < R; ++m) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      acc[m][v] = read_vector<F>(c + m * kPanel + v * kLanes);
+      acc[m][v] = load<F>(c + m * kPanel + v * kLanes);
     }
   }
   for (int64_t b = 0; b < blocks; ++b) {
 #pragma GCC unroll 8
     for (int m = 0; m < R; ++m) {
-      const B d0 = splat4(a + 16 * m), d1 = splat4(a + 16 * m + 4), d2 = splat4(a + 16 * m + 8),
-              d3 = splat4(a + 16 * m + 12);
+      const B d0 = (B)splat_word(a + 16 * m), d1 = (B)splat_word(a + 16 * m + 4), d2 = (B)splat_word(a + 16 * m + 8),
+              d3 = (B)splat_word(a + 16 * m + 12);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
         const uint8_t* at = w + v * 16 * kLanes;
-        Sums t = products(d0, read_vector<B>(at)) + products(d1, read_vector<B>(at + 4 * kLanes));
-        t += products(d2, read_vector<B>(at + 8 * kLanes)) + products(d3, read_vector<B>(at + 12 * kLanes));
+        Sums t = products(d0, load<B>(at)) + products(d1, load<B>(at + 4 * kLanes));
+        t += products(d2, load<B>(at + 8 * kLanes)) + products(d3, load<B>(at + 12 * kLanes));
         I whole = quads(t);
         if constexpr (kDigitOffset != 0) {
-          whole += read_vector<I>(correction + v * kLanes);
+          whole += load<I>(correction + v * kLanes);
         }
-        F factor = read_vector<F>(s + v * kLanes);
+        F factor = load<F>(s + v * kLanes);
         if constexpr (kScaled) {
-          factor = factor * splat_float(scale + 4 * m);
+          factor = factor * as_float(splat_word(scale + 4 * m));
         }
         acc[m][v] = fma(__builtin_convertvector(whole, F), factor, acc[m][v]);
       }
@@ -94,7 +94,7 @@ __attribute__((noinline)) void tile_product(const uint8_t* a, int64_t first, int
   for (int m = 0; m < R; ++m) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      write_vector(c + m * kPanel + v * kLanes, acc[m][v]);
+      store(c + m * kPanel + v * kLanes, acc[m][v]);
     }
   }
 }
@@ -118,13 +118,13 @@ __attribute__((noinline)) void direct_product(const uint8_t* a, const uint8_t* p
 #pragma GCC unroll 4
       for (int m = 0; m < R; ++m) {
         const uint8_t* digit = a + 16 * m;
-        Sums t = products(w[0], splat4(digit)) + products(w[1], splat4(digit + 4));
-        t += products(w[2], splat4(digit + 8)) + products(w[3], splat4(digit + 12));
+        Sums t = products(w[0], (B)splat_word(digit)) + products(w[1], (B)splat_word(digit + 4));
+        t += products(w[2], (B)splat_word(digit + 8)) + products(w[3], (B)splat_word(digit + 12));
         I whole = quads(t);
         if constexpr (kWeightOffset != 0) {
-          whole += (I)splat4(a + 16 * R + 4 * m);
+          whole += splat_word(a + 16 * R + 4 * m);
         }
-        const F factor = kScaled ? s * splat_float(a + 20 * R + 4 * m) : s;
+        const F factor = kScaled ? s * as_float(splat_word(a + 20 * R + 4 * m)) : s;
         acc[m][g] = fma(__builtin_convertvector(whole, F), factor, acc[m][g]);
       }
     }
@@ -133,7 +133,7 @@ __attribute__((noinline)) void direct_product(const uint8_t* a, const uint8_t* p
   }
   for (int m = 0; m < R; ++m) {
     for (int g = 0; g < kGroups; ++g) {
-      write_vector(c + m * kPanel + g * kLanes, acc[m][g] * kScaleBack);
+      store(c + m * kPanel + g * kLanes, acc[m][g] * kScaleBack);
     }
   }
 }
@@ -172,15 +172,15 @@ void finish(const Linear& layer, const float* c, const float* row_scale, int64_t
     const F factor = splat(row_scale[m] * layer.global_scale);
     for (int64_t g = 0; g < kPanel; g += kLanes) {
       const float* at = c + m * count * kPanel + g;
-      F v = read_vector<F>(at + (count - 1) * kPanel);
+      F v = load<F>(at + (count - 1) * kPanel);
       for (int64_t d = count - 2; d >= 0; --d) {
-        v = fma(v, splat(256.0f), read_vector<F>(at + d * kPanel));
+        v = fma(v, splat(256.0f), load<F>(at + d * kPanel));
       }
       v = v * factor;
       if (layer.bias != nullptr) {
-        v = v + read_vector<F>(bias + g);
+        v = v + load<F>(bias + g);
       }
-      write_vector(row + g, v);
+      store(row + g, v);
     }
     from_floats(row, type, columns, out, m * layer.n + first);
   }
@@ -263,12 +263,12 @@ void decode_panel(const uint8_t* panel, int64_t k, Element type, void* out, int6
           const F first = __builtin_convertvector(((I)x[0][i] << (24 - 8 * byte)) >> 24, F) * s[0];
           const F second = __builtin_convertvector(((I)x[1][i] << (24 - 8 * byte)) >> 24, F) * s[1];
           if (type == Element::f32 && count == 2 * kLanes) {
-            write_vector(static_cast<float*>(out) + to, first);
-            write_vector(static_cast<float*>(out) + to + kLanes, second);
+            store(static_cast<float*>(out) + to, first);
+            store(static_cast<float*>(out) + to + kLanes, second);
           } else {
             float both[2 * kLanes];
-            write_vector(both, first);
-            write_vector(both + kLanes, second);
+            store(both, first);
+            store(both + kLanes, second);
             from_floats(both, type, count, out, to);
           }
         }

@@ -15,24 +15,22 @@ struct Factors {
   float back;    // 1 / encode
 };
 
-SGL_INLINE __m256 set(float v) { return _mm256_set1_ps(v); }
-SGL_INLINE __m256i set(int32_t v) { return _mm256_set1_epi32(v); }
+SGL_INLINE __m256 set(float v) { return splat(v); }
+SGL_INLINE __m256i set(int32_t v) { return (__m256i)splat_int(v); }
 
 // Sixteen elements as fp32, in memory order; bf16 goes its own way.
 template <Element T>
 SGL_INLINE void load16(const void* x, int64_t at, __m256& a, __m256& b) {
   static_assert(T != Element::bf16);
   if constexpr (T == Element::f32) {
-    a = _mm256_loadu_ps(static_cast<const float*>(x) + at);
-    b = _mm256_loadu_ps(static_cast<const float*>(x) + at + 8);
+    a = load<F>(static_cast<const float*>(x) + at);
+    b = load<F>(static_cast<const float*>(x) + at + 8);
   } else {
-    const auto* from = reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(x) + at);
-    a = _mm256_cvtph_ps(_mm_loadu_si128(from));
-    b = _mm256_cvtph_ps(_mm_loadu_si128(from + 1));
+    const auto* from = static_cast<const uint16_t*>(x) + at;
+    a = from_f16(load<H>(from));
+    b = from_f16(load<H>(from + 8));
   }
 }
-
-SGL_INLINE __m256i bits_of(__m256 v) { return _mm256_and_si256(_mm256_castps_si256(v), set(0x7FFFFFFF)); }
 
 // Maxima of the 8 blocks in eight vectors of bf16 magnitudes, as fp32 bits.
 SGL_INLINE __m256i bf16_maxima(const __m256i (&v)[8]) {
@@ -124,7 +122,7 @@ SGL_INLINE int scale_chunk(const void* x, int64_t at, const Factors& f, uint8_t*
     } else {
       __m256 a, b;
       load16<T>(x, at + 16 * i, a, b);
-      v[i] = _mm256_max_epi32(bits_of(a), bits_of(b));
+      v[i] = (__m256i)larger(magnitude(a), magnitude(b));
     }
   }
   if constexpr (T == Element::bf16) {

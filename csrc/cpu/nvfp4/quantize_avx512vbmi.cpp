@@ -37,7 +37,7 @@ struct Factors {
 };
 
 // Magnitude bits of 16 block maxima -> e4m3 codes to `scales`, four times the multiplier of each block returned.
-SGLK_INLINE __m512 block_scales(__m512i amax_bits, const Factors& f, uint8_t* scales, __mmask16* bad) {
+SGL_INLINE __m512 block_scales(__m512i amax_bits, const Factors& f, uint8_t* scales, __mmask16* bad) {
   *bad = _mm512_cmpge_epi32_mask(amax_bits, _mm512_set1_epi32(kInfinity));
   const __m512 sixth = _mm512_mul_ps(_mm512_castsi512_ps(amax_bits), _mm512_set1_ps(1.0f / 6.0f));
   const __m512 scaled = _mm512_min_ps(_mm512_mul_ps(_mm512_set1_ps(f.encode), sixth), _mm512_set1_ps(448.0f));
@@ -59,20 +59,20 @@ SGLK_INLINE __m512 block_scales(__m512i amax_bits, const Factors& f, uint8_t* sc
 }
 
 // floor + ceil of x * multiplier, clamped to +-6 (24 in quarters).
-SGLK_INLINE __m512i quarter_steps(__m512 x, __m512 multiplier) {
+SGL_INLINE __m512i quarter_steps(__m512 x, __m512 multiplier) {
   const __m512 u = _mm512_range_ps(_mm512_mul_ps(x, multiplier), _mm512_set1_ps(24.0f), 2);  // smaller |.|, sign of x
   return _mm512_add_epi32(_mm512_cvt_roundps_epi32(u, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC),
                           _mm512_cvt_roundps_epi32(u, _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
 }
 
 // One table look-up of |i| and the sign put back: a 128-entry vpermi2b is three micro-operations on Intel.
-SGLK_INLINE __m512i to_codes(__m512i steps) {
+SGL_INLINE __m512i to_codes(__m512i steps) {
   const __m512i magnitudes = _mm512_permutexvar_epi8(_mm512_abs_epi8(steps), _mm512_load_si512(kCodes.code));
   const __m512i signs = _mm512_srli_epi16(steps, 4);  // bit 7 to bit 3; the other bits are masked off
   return _mm512_ternarylogic_epi32(_mm512_set1_epi8(8), signs, magnitudes, 0xEA);  // (8 & signs) | magnitudes
 }
 
-SGLK_INLINE void clear_bad(__mmask16 bad, uint8_t* codes) {
+SGL_INLINE void clear_bad(__mmask16 bad, uint8_t* codes) {
   for (int b = 0; bad != 0; ++b, bad = static_cast<__mmask16>(bad >> 1)) {
     if (bad & 1) {
       std::memset(codes + 8 * b, 0, 8);
@@ -81,7 +81,7 @@ SGLK_INLINE void clear_bad(__mmask16 bad, uint8_t* codes) {
 }
 
 // Maxima of the 16 blocks in eight vectors of bf16 magnitudes, as fp32 bits.
-SGLK_INLINE __m512i bf16_maxima(const __m512i (&v)[8]) {
+SGL_INLINE __m512i bf16_maxima(const __m512i (&v)[8]) {
   __m512i a[4], b[2];
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
@@ -101,7 +101,7 @@ SGLK_INLINE __m512i bf16_maxima(const __m512i (&v)[8]) {
 
 // Scales of one chunk: their codes, the multipliers (x 4) of its 16 blocks, and which blocks are not finite.
 template <Element T>
-SGLK_INLINE __mmask16 scale_chunk(const void* x, int64_t at, const Factors& f, uint8_t* scales, float* multipliers) {
+SGL_INLINE __mmask16 scale_chunk(const void* x, int64_t at, const Factors& f, uint8_t* scales, float* multipliers) {
   __m512i amax;
   if constexpr (T == Element::bf16) {
     __m512i v[8];
@@ -115,7 +115,7 @@ SGLK_INLINE __mmask16 scale_chunk(const void* x, int64_t at, const Factors& f, u
     __m512i v[16];
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
-      v[i] = magnitude(load16(x, T, at + 16 * i));
+      v[i] = magnitude_bits(load16(x, T, at + 16 * i));
     }
     amax = block_maxima(v);
   }
@@ -125,7 +125,7 @@ SGLK_INLINE __mmask16 scale_chunk(const void* x, int64_t at, const Factors& f, u
 }
 
 // bf16: a vector of 32 is split into its even and odd elements, 64 at a time become 32 bytes.
-SGLK_INLINE void code_chunk_bf16(const uint16_t* x, const float* multipliers, uint8_t* codes) {
+SGL_INLINE void code_chunk_bf16(const uint16_t* x, const float* multipliers, uint8_t* codes) {
   const __m512 m16 = _mm512_load_ps(multipliers);
   const __m512i first = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0);
@@ -148,7 +148,7 @@ SGLK_INLINE void code_chunk_bf16(const uint16_t* x, const float* multipliers, ui
 }
 
 template <Element T>
-SGLK_INLINE void code_chunk(const void* x, int64_t at, const float* multipliers, uint8_t* codes) {
+SGL_INLINE void code_chunk(const void* x, int64_t at, const float* multipliers, uint8_t* codes) {
   if constexpr (T == Element::bf16) {
     code_chunk_bf16(static_cast<const uint16_t*>(x) + at, multipliers, codes);
     return;
@@ -173,8 +173,8 @@ SGLK_INLINE void code_chunk(const void* x, int64_t at, const float* multipliers,
 // `chunks` <= kStrip whole chunks. Two passes over what is then in L1: scales have a long chain of dependent
 // operations (a division among them) that would otherwise hold up the codes of their own chunk.
 template <Element T>
-SGLK_INLINE void quantize_strip(const void* x, int64_t at, int64_t chunks, const Factors& f, uint8_t* codes,
-                                uint8_t* scales) {
+SGL_INLINE void quantize_strip(const void* x, int64_t at, int64_t chunks, const Factors& f, uint8_t* codes,
+                               uint8_t* scales) {
   alignas(64) float multipliers[kStrip * 16];
   __mmask16 bad[kStrip];
   for (int64_t i = 0; i < chunks; ++i) {
@@ -244,7 +244,7 @@ float finite_amax(const void* x, Element type, int64_t n) {
   }
   for (; i < n; i += 16) {
     const __mmask16 mask = n - i >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << (n - i)) - 1);
-    const __m512i m = magnitude(load16(x, type, i, mask));
+    const __m512i m = magnitude_bits(load16(x, type, i, mask));
     const __mmask16 finite = _mm512_cmplt_epi32_mask(m, _mm512_set1_epi32(kInfinity));
     most[0] = _mm512_mask_max_epi32(most[0], finite, most[0], m);
   }

@@ -16,7 +16,7 @@ uint8_t to_e4m3(float value, float* decoded) {
     return static_cast<uint8_t>(*decoded * 512.0f);
   }
   const int32_t kept = (bits + 0x7FFFF + ((bits >> 20) & 1)) >> 20;
-  *decoded = float_of(kept << 20);
+  *decoded = as_float(kept << 20);
   return static_cast<uint8_t>(kept - (120 << 3));
 }
 
@@ -33,22 +33,22 @@ SGL_INLINE I codes_of(F v) {
 void quantize_block(const float* x, float encode, float back, uint8_t* codes, uint8_t* scale) {
   I most = {};
   for (int i = 0; i < kBlock; i += kLanes) {
-    most = larger(most, magnitude(read_vector<F>(x + i)));
+    most = larger(most, magnitude(load<F>(x + i)));
   }
-  const int32_t amax = largest(most);
+  const int32_t amax = max_lanes(most);
   if (amax >= kInfinity) {
     *scale = 0x7F;
     __builtin_memset(codes, 0, kBlock / 2);
     return;
   }
-  const float scaled = rounded(encode * (float_of(amax) * (1.0f / 6.0f)));
+  const float scaled = rounded(encode * (as_float(amax) * (1.0f / 6.0f)));
   float decoded;
   *scale = to_e4m3(scaled < 448.0f ? scaled : 448.0f, &decoded);
   const float denominator = decoded * back, inverse = 1.0f / denominator;
   const float multiplier = denominator == 0.0f ? 0.0f : inverse < 0x1p125f ? inverse : 0x1p125f;
   int32_t code[kBlock];
   for (int i = 0; i < kBlock; i += kLanes) {
-    write_vector(code + i, codes_of(read_vector<F>(x + i) * multiplier));
+    store(code + i, codes_of(load<F>(x + i) * multiplier));
   }
   for (int i = 0; i < kBlock / 2; ++i) {
     codes[i] = static_cast<uint8_t>(code[2 * i] | code[2 * i + 1] << 4);
@@ -72,7 +72,7 @@ float finite_amax(const void* x, Element type, int64_t n) {
   float block[kBlock];
   const auto meet = [&] {
     for (int i = 0; i < kBlock; i += kLanes) {
-      const I m = magnitude(read_vector<F>(block + i));
+      const I m = magnitude(load<F>(block + i));
       most = larger(most, m < kInfinity ? m : I{});
     }
   };
@@ -86,7 +86,7 @@ float finite_amax(const void* x, Element type, int64_t n) {
     to_floats(tail, type, 0, kBlock, block);
     meet();
   }
-  return float_of(largest(most));
+  return as_float(max_lanes(most));
 }
 
 }  // namespace sgl_kernels::nvfp4::baseline

@@ -1,15 +1,11 @@
-// Vector pieces shared by the NVFP4 sources: loads, stores, number formats. Only *_avx512vbmi.cpp may include it.
+// What the NVFP4 sources for AVX-512 VBMI say in the words of simd/: elements of any type, scales, nibbles, maxima.
+// Only
+// *_avx512vbmi.cpp may include it.
 #pragma once
 
-#if defined(__GNUC__) && !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12, on its own _mm512_undefined_*
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#endif
-#include <immintrin.h>
-
-#include <cstdint>
-
 #include "nvfp4/args.h"
+#include "simd/bytes-inl.h"
+#include "simd/convert-inl.h"
 
 namespace sgl_kernels::nvfp4::avx512vbmi {
 
@@ -18,47 +14,39 @@ void quantize_rows(const Rows& x, float global_scale, int64_t begin, int64_t end
 float finite_amax(const void* x, Element type, int64_t n);
 void decode_panel(const uint8_t* panel, int64_t k, Element type, void* out, int64_t stride, int64_t columns);
 
-#define SGLK_INLINE inline __attribute__((always_inline))
+namespace {
+
+using namespace ::sgl_kernels::SGL_ISA;
 
 // Sixteen elements as fp32; `mask` says which exist (the others are 0).
-SGLK_INLINE __m512 load16(const void* base, Element type, int64_t at, __mmask16 mask = 0xFFFF) {
+SGL_INLINE __m512 load16(const void* base, Element type, int64_t at, __mmask16 mask = 0xFFFF) {
   if (type == Element::f32) {
     return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(base) + at);
   }
-  const __m256i raw = _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(base) + at);
-  return type == Element::f16 ? _mm512_cvtph_ps(raw)
-                              : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+  const H raw = (H)_mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(base) + at);
+  return type == Element::f16 ? from_f16(raw) : from_bf16(raw);
 }
 
-// fp32 to bf16, nearest even, NaN kept.
-SGLK_INLINE __m256i to_bf16(__m512 v) {
-  const __m512i bits = _mm512_castps_si512(v);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF)));
-  rounded = _mm512_mask_mov_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7FC00000));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
-}
-
-SGLK_INLINE void store16(void* base, Element type, int64_t at, __m512 v, __mmask16 mask = 0xFFFF) {
+// Rounded once; every NaN becomes a quiet one.
+SGL_INLINE void store16(void* base, Element type, int64_t at, __m512 v, __mmask16 mask = 0xFFFF) {
   if (type == Element::f32) {
     _mm512_mask_storeu_ps(static_cast<float*>(base) + at, mask, v);
     return;
   }
   const __m256i half =
-      type == Element::f16 ? _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC) : to_bf16(v);
+      type == Element::f16 ? (__m256i)to_f16(v) : _mm512_cvtepi32_epi16((__m512i)(round_to_bf16(quiet(v)) >> 16));
   _mm256_mask_storeu_epi16(static_cast<uint16_t*>(base) + at, mask, half);
 }
 
 // Sixteen finite e4m3 codes >= 0 as fp32 x 2^-8: an e4m3 code shifted into fp16's fields is that fp16 number,
 // subnormals included.
-SGLK_INLINE __m512 scales16(const uint8_t* codes) {
-  const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
-  return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(raw), 7));
+SGL_INLINE __m512 scales16(const uint8_t* codes) {
+  return from_f16((H)_mm256_slli_epi16(_mm256_cvtepu8_epi16(load<__m128i>(codes)), 7));
 }
 
 // Byte table of 16 entries repeated: vpermb looks at six bits of the index, so two junk bits above a nibble do not
 // matter and no mask is needed.
-SGLK_INLINE __m512i nibble_table(const int8_t (&values)[16]) {
+SGL_INLINE __m512i nibble_table(const int8_t (&values)[16]) {
   return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(values)));
 }
 
@@ -68,24 +56,16 @@ alignas(16) constexpr int8_t kUnsigned[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12
 alignas(16) constexpr int8_t kSigned[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
 constexpr int32_t kOffset = 12;
 
-SGLK_INLINE __m512i low_nibbles(__m512i packed, __m512i table) { return _mm512_permutexvar_epi8(packed, table); }
-SGLK_INLINE __m512i high_nibbles(__m512i packed, __m512i table) {
+SGL_INLINE __m512i low_nibbles(__m512i packed, __m512i table) { return _mm512_permutexvar_epi8(packed, table); }
+SGL_INLINE __m512i high_nibbles(__m512i packed, __m512i table) {
   return _mm512_permutexvar_epi8(_mm512_srli_epi16(packed, 4), table);
 }
 
-SGLK_INLINE __m512i broadcast4(const void* p) {
-  int32_t v;
-  __builtin_memcpy(&v, p, 4);
-  return _mm512_set1_epi32(v);
-}
-
-SGLK_INLINE __m512i magnitude(__m512 v) {
-  return _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(0x7FFFFFFF));
-}
-constexpr int32_t kInfinity = 0x7F800000;  // as bits; NaN is above it
+SGL_INLINE __m512i broadcast4(const void* p) { return (__m512i)splat_word(p); }
+SGL_INLINE __m512i magnitude_bits(__m512 v) { return (__m512i)magnitude(v); }
 
 // Sixteen vectors of magnitudes (fp32 bits: ordered as integers, NaN on top), one per block -> their 16 maxima.
-SGLK_INLINE __m512i block_maxima(const __m512i (&v)[16]) {
+SGL_INLINE __m512i block_maxima(const __m512i (&v)[16]) {
   __m512i a[8], b[4], c[2];
 #pragma GCC unroll 8
   for (int i = 0; i < 8; ++i) {  // lanes 0,1 against 2,3
@@ -103,4 +83,5 @@ SGLK_INLINE __m512i block_maxima(const __m512i (&v)[16]) {
   return _mm512_shuffle_i32x4(d, d, 0xD8);  // lanes hold blocks 0-3, 8-11, 4-7, 12-15
 }
 
+}  // namespace
 }  // namespace sgl_kernels::nvfp4::avx512vbmi

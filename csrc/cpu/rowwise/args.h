@@ -2,7 +2,7 @@
 //
 // A kernel gets plain pointers and strides in bytes and knows neither torch nor threads. Strides between rows are
 // free; inside a row elements are adjacent. "Prepared" coefficients are fp32 arrays of padded(dim) elements in the
-// block order of the row's storage type (simd/vec-inl.h), so one loop serves weights of every dtype.
+// block order of the row's storage type (simd/block-inl.h), so one loop serves weights of every dtype.
 #pragma once
 
 #include <cstdint>

@@ -24,7 +24,7 @@ template <class T, class Function>
 SGL_INLINE void each_element(const T* x, int64_t dim, Function f) {
   alignas(64) float block[kBlock];
   for (int64_t i = 0; i < dim; i += kBlock) {
-    put_prepared(block, load(x + i, dim - i));
+    put_prepared(block, load_block(x + i, dim - i));
     const int64_t count = smaller(dim - i, kBlock);
     for (int64_t j = 0; j < count; ++j) {
       f(block[position<T>(j)], i + position<T>(j));
@@ -61,15 +61,15 @@ __attribute__((noinline)) static void careful_row(const T* x, T* out, const Norm
   const double inverse = careful_inverse(x, args.dim, args.eps, args.norm, &mean);
   alignas(64) float block[kBlock];
   for (int64_t i = 0; i < args.dim; i += kBlock) {
-    put_prepared(block, load(x + i, args.dim - i));
+    put_prepared(block, load_block(x + i, args.dim - i));
     for (int64_t j = 0; j < kBlock; ++j) {
       block[j] = static_cast<float>((block[j] - mean) * inverse);
     }
-    const Pair v = load(block), gain = load(args.gain + i);
-    const Pair shift = args.shift != nullptr ? load(args.shift + i) : Pair{};
+    const Pair v = load_block(block), gain = load_block(args.gain + i);
+    const Pair shift = args.shift != nullptr ? load_block(args.shift + i) : Pair{};
     const Pair y = args.shift != nullptr ? Pair{fma(v.a, gain.a, shift.a), fma(v.b, gain.b, shift.b)}
                                          : Pair{v.a * gain.a, v.b * gain.b};
-    put(out + i, y, args.dim - i, args.stream);
+    store_block(out + i, y, args.dim - i, args.stream);
   }
 }
 

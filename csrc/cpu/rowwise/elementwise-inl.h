@@ -2,7 +2,7 @@
 #pragma once
 
 #include "rowwise/common-inl.h"
-#include "simd/vec_math-inl.h"
+#include "simd/activation-inl.h"
 
 namespace sgl_kernels {
 namespace SGL_ISA {
@@ -48,16 +48,16 @@ static void modulate_rows(const ModulateArgs& args) {
     const T* residual = with_residual ? row<T>(args.residual, args.residual_step, r) : nullptr;
     T* out = row<T>(args.out, args.out_step, r);
     for_blocks(args.dim, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-      const Pair v = load(x + i, count), gain = load(gains + i);
+      const Pair v = load_block(x + i, count), gain = load_block(gains + i);
       Pair base = {};
       if constexpr (with_residual) {
-        base = load(residual + i, count);
+        base = load_block(residual + i, count);
       } else if constexpr (shifted) {
-        base = load(shifts + i);
+        base = load_block(shifts + i);
       }
       const Pair result = with_residual || shifted ? Pair{fma(v.a, gain.a, base.a), fma(v.b, gain.b, base.b)}
                                                    : Pair{v.a * gain.a, v.b * gain.b};
-      put(out + i, result, count, past_caches);
+      store_block(out + i, result, count, past_caches);
     });
   }
   if (args.stream) {
@@ -88,7 +88,7 @@ struct Count {
   static constexpr int value = n;
 };
 
-// put(i, v) of activation(get(i)) for every block i of a row; get and put are given how many elements remain.
+// store_block(i, v) of activation(get(i)) for every block i of a row; get and put are given how many elements remain.
 template <Activation kind, class T, class Get, class Put>
 SGL_INLINE void activate_blocks(int64_t dim, Get get, Put put_block) {
   const auto step = [&](auto blocks, int64_t begin, int64_t count) __attribute__((always_inline)) {
@@ -127,14 +127,14 @@ static void activate_rows(const ActivateArgs& args) {
     const Ahead<T> ahead = {x, up, args.x_step, args.up_step};
     const auto get = [&](int64_t i, int64_t count) __attribute__((always_inline)) {
       ahead.fetch(1, i);
-      return load(x + i, count);
+      return load_block(x + i, count);
     };
     activate_blocks<kind, T>(args.dim, get, [&](int64_t i, Pair v, int64_t count) __attribute__((always_inline)) {
       if constexpr (gated) {
-        const Pair factor = load(up + i, count);
+        const Pair factor = load_block(up + i, count);
         v = {v.a * factor.a, v.b * factor.b};
       }
-      put(out + i, v, count, past_caches);
+      store_block(out + i, v, count, past_caches);
     });
   }
   if (past_caches) {

@@ -40,11 +40,11 @@ static void channel_as(const ChannelArgs& args) {
   const bool past_caches = args.stream;
   const F mean = splat(args.mean), gain = splat(args.gain), shift = splat(args.shift), lift = splat(args.lift);
   const auto get = [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    const Pair v = load(x + i, count);
+    const Pair v = load_block(x + i, count);
     return Pair{mapped<lifted>(v.a, mean, gain, shift, lift), mapped<lifted>(v.b, mean, gain, shift, lift)};
   };
   activate_blocks<kind, T>(args.count, get, [&](int64_t i, Pair v, int64_t count) __attribute__((always_inline)) {
-    put(out + i, v, count, past_caches);
+    store_block(out + i, v, count, past_caches);
   });
   if (past_caches) {
     finish_streaming();
@@ -72,10 +72,10 @@ template <bool squared, class T>
 SGL_INLINE void channel_sums(const LastMomentsArgs& args, const float* about, float* sums) {
   constexpr bool centred = squared || kFromFirstRow<T>;
   for_blocks(args.channels, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    const Pair centre = centred ? load(about + i) : Pair{};
+    const Pair centre = centred ? load_block(about + i) : Pair{};
     Pair total[4] = {};
     const auto add = [&](Pair& into, int64_t r) __attribute__((always_inline)) {
-      const Pair v = load(row<T>(args.x, args.x_step, r) + i, count);
+      const Pair v = load_block(row<T>(args.x, args.x_step, r) + i, count);
       const Pair d = centred ? Pair{v.a - centre.a, v.b - centre.b} : v;
       into = squared ? Pair{fma(d.a, d.a, into.a), fma(d.b, d.b, into.b)} : Pair{into.a + d.a, into.b + d.b};
     };
@@ -124,7 +124,7 @@ static void last_moments_as(const LastMomentsArgs& args) {
   };
   if constexpr (kFromFirstRow<T>) {
     for_blocks(args.channels, [&](int64_t i, int64_t n) __attribute__((always_inline)) {
-      put_prepared(mean + i, load(row<T>(args.x, args.x_step, 0) + i, n));
+      put_prepared(mean + i, load_block(row<T>(args.x, args.x_step, 0) + i, n));
     });
   }
   channel_sums<false, T>(args, mean, sums);
@@ -158,12 +158,12 @@ static void last_apply_as(const LastApplyArgs& args) {
     const T* x = row<T>(args.x, args.x_step, r);
     T* out = row<T>(args.out, args.out_step, r);
     for_blocks(args.channels, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-      const Pair v = load(x + i, count), mean = load(means + i);
-      const Pair gain = load(gains + i), shift = load(shifts + i);
-      const Pair lift = lifted ? load(lifts + i) : Pair{};
+      const Pair v = load_block(x + i, count), mean = load_block(means + i);
+      const Pair gain = load_block(gains + i), shift = load_block(shifts + i);
+      const Pair lift = lifted ? load_block(lifts + i) : Pair{};
       const Pair y = {mapped<lifted>(v.a, mean.a, gain.a, shift.a, lift.a),
                       mapped<lifted>(v.b, mean.b, gain.b, shift.b, lift.b)};
-      put(out + i, activated<kind, T>(y), count, past_caches);
+      store_block(out + i, activated<kind, T>(y), count, past_caches);
     });
   }
   if (past_caches) {

@@ -36,18 +36,18 @@ SGL_INLINE void row_sums(const Source* const (&x)[rows], int64_t dim, const floa
   };
   const auto add_block = [&](int r, int block, int64_t i, int64_t count) __attribute__((always_inline)) {
     if constexpr (products) {
-      const Raw<Source> raw = count < kBlock ? read(x[r] + i, count) : read(x[r] + i);
+      const Raw<Source> raw = count < kBlock ? read_raw(x[r] + i, count) : read_raw(x[r] + i);
       F& into = what == Sum::values ? first_sum[r][block] : square_sum[r][block];
       into = what == Sum::values ? add_elements(into, raw) : add_squares(into, raw);
       return;
     }
-    Pair v = load(x[r] + i, count);
+    Pair v = load_block(x[r] + i, count);
     if (keep != nullptr) {
       put_prepared(keep[r] + i, v);
     }
     if constexpr (what != Sum::values) {
       v = {v.a - centre[r], v.b - centre[r]};
-      v = count < kBlock ? first<T>(v, count) : v;
+      v = count < kBlock ? keep_first<T>(v, count) : v;
     }
     add(r, 2 * block % sums, v.a);
     add(r, (2 * block + 1) % sums, v.b);
@@ -153,12 +153,12 @@ SGL_INLINE void apply(const Source* const* x, T* const* out, const RowStatistics
     to[r] = out[r];
   }
   const auto block = [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    const Pair gain = load(gains + i);
-    const Pair shift = shifted ? load(shifts + i) : Pair{};
+    const Pair gain = load_block(gains + i);
+    const Pair shift = shifted ? load_block(shifts + i) : Pair{};
 #pragma GCC unroll 4
     for (int r = 0; r < rows; ++r) {
       const RowStatistics& s = local[r];
-      Pair v = load(from[r] + i, count);
+      Pair v = load_block(from[r] + i, count);
       ahead.fetch(first_row + r, i);
       if constexpr (norm == Norm::rms) {
         v = {v.a * s.inverse, v.b * s.inverse};
@@ -169,7 +169,7 @@ SGL_INLINE void apply(const Source* const* x, T* const* out, const RowStatistics
              fma(v.b - s.centre, splat(s.inverse), splat(s.offset))};
       }
       v = shifted ? Pair{fma(v.a, gain.a, shift.a), fma(v.b, gain.b, shift.b)} : Pair{v.a * gain.a, v.b * gain.b};
-      put(to[r] + i, v, count, past_caches);
+      store_block(to[r] + i, v, count, past_caches);
     }
   };
   int64_t i = 0;
@@ -313,11 +313,11 @@ static void norm(const NormArgs& args) {
 template <class T>
 SGL_INLINE void residual_row(const T* residual, const T* x, const float* gate, int64_t dim, T* out, T* keep) {
   const auto block = [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    const Pair g = load(gate + i), base = load(residual + i, count), v = load(x + i, count);
+    const Pair g = load_block(gate + i), base = load_block(residual + i, count), v = load_block(x + i, count);
     const Pair total = {fma(v.a, g.a, base.a), fma(v.b, g.b, base.b)};
-    put(out + i, total, count, keep != nullptr);
+    store_block(out + i, total, count, keep != nullptr);
     if (keep != nullptr) {
-      put(keep + i, total, count, false);
+      store_block(keep + i, total, count, false);
     }
   };
   int64_t i = 0;

@@ -43,7 +43,7 @@ struct LiftedInverse {
 constexpr float kLift = 0x1p64f;
 
 SGL_INLINE Pair scaled(Pair v, float inverse, const float* gain) {
-  const Pair g = load(gain);
+  const Pair g = load_block(gain);
   return {v.a * inverse * g.a, v.b * inverse * g.b};
 }
 SGL_INLINE Pair scaled(Pair v, LiftedInverse inverse, const float* gain) {
@@ -61,13 +61,13 @@ template <bool normalised, class T, class Inverse>
 SGL_INLINE void rotate_pairs(const T* x, T* out, const RopeArgs& args, Inverse inverse, bool past_caches) {
   const float *gain = args.gain, *cosines = args.cos, *sines = args.sin;
   for_blocks(args.rotary, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    const Pair block = load(x + i, count);
+    const Pair block = load_block(x + i, count);
     Pair v = kEvenOdd<T> ? block : even_odd(block);
     if constexpr (normalised) {
       v = scaled(v, inverse, gain + i);
     }
-    turn(v.a, v.b, read_vector<F>(cosines + i / 2), read_vector<F>(sines + i / 2));
-    put(out + i, kEvenOdd<T> ? v : sequential(v), count, past_caches);
+    turn(v.a, v.b, load<F>(cosines + i / 2), load<F>(sines + i / 2));
+    store_block(out + i, kEvenOdd<T> ? v : sequential(v), count, past_caches);
   });
 }
 
@@ -77,16 +77,16 @@ SGL_INLINE void rotate_halves(const T* x, T* out, const RopeArgs& args, Inverse 
   const float *gain = args.gain, *cosines = args.cos, *sines = args.sin;
   const float* second_gain = gain + gain_parts(args.rotary, false).second;
   for_blocks(half, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
-    Pair low = load(x + i, count), high = load(x + half + i, count);
+    Pair low = load_block(x + i, count), high = load_block(x + half + i, count);
     if constexpr (normalised) {
       low = scaled(low, inverse, gain + i);
       high = scaled(high, inverse, second_gain + i);
     }
-    const Pair cosine = load(cosines + i), sine = load(sines + i);
+    const Pair cosine = load_block(cosines + i), sine = load_block(sines + i);
     turn(low.a, high.a, cosine.a, sine.a);
     turn(low.b, high.b, cosine.b, sine.b);
-    put(out + i, low, count, past_caches);
-    put(out + half + i, high, count, past_caches);
+    store_block(out + i, low, count, past_caches);
+    store_block(out + half + i, high, count, past_caches);
   });
 }
 
@@ -97,11 +97,11 @@ SGL_INLINE void pass(const T* x, T* out, const RopeArgs& args, Inverse inverse, 
   for_blocks(args.dim - args.rotary, [&](int64_t i, int64_t count) __attribute__((always_inline)) {
     const T* from = x + args.rotary + i;
     if constexpr (normalised) {
-      put(out + args.rotary + i, scaled(load(from, count), inverse, gain + i), count, past_caches);
+      store_block(out + args.rotary + i, scaled(load_block(from, count), inverse, gain + i), count, past_caches);
     } else if (count >= kBlock) {
-      write(out + args.rotary + i, read(from));
+      write_raw(out + args.rotary + i, read_raw(from));
     } else {
-      write(out + args.rotary + i, read(from, count), count);
+      write_raw(out + args.rotary + i, read_raw(from, count), count);
     }
   });
 }

@@ -1,7 +1,7 @@
-// Comparison of vectors, lane by lane, with definitions: what the parts of the emulation's check share.
+// Comparison of vectors, lane by lane, with definitions: what the checks of the emulation and of simd/ share.
 #pragma once
 
-#include <immintrin.h>
+#include <sys/mman.h>
 
 #include <bit>
 #include <cmath>
@@ -65,10 +65,11 @@ V any_bits() {
 }
 
 inline float any_float() {
-  static const float awkward[] = {0.0f,    -0.0f,  INFINITY,  -INFINITY, NAN,      1.0f,     -1.0f,
-                                  0.5f,    1.5f,   2.5f,      -2.5f,     -0.5f,    1e-40f,   -1e-45f,
-                                  3.4e38f, 127.0f, 128.0f,    -126.5f,   24.0f,    65504.0f, 65520.0f,
-                                  -150.0f, 2e9f,   0x1p-126f, 0x1p-24f,  0x1p-25f, 0x1p31f,  1.00390625f};
+  static const float awkward[] = {
+      0.0f,        -0.0f,       INFINITY,    -INFINITY,  NAN,       1.0f,      -1.0f,           0.5f,     1.5f,
+      2.5f,        -2.5f,       -0.5f,       1e-40f,     -1e-45f,   3.4e38f,   127.0f,          128.0f,   -126.5f,
+      24.0f,       65504.0f,    65520.0f,    -150.0f,    2e9f,      0x1p-126f, 0x1p-24f,        0x1p-25f, 0x1p31f,
+      1.00390625f, 1.01171875f, 1.00048828f, 0x1.8p-24f, 0x1p-133f, 65519.99f, 0x1.fefffep127f, -87.5f};
   switch (random_bits() % 4) {
     case 0:
       return awkward[random_bits() % std::size(awkward)];
@@ -80,15 +81,24 @@ inline float any_float() {
       return static_cast<float>(static_cast<int>(random_bits() % 2001) - 1000) / 8;
   }
 }
-inline __m512 any_floats() {
-  float x[16];
-  for (float& f : x) f = any_float();
-  return _mm512_loadu_ps(x);
+
+// Memory that ends at a page without access: a masked move must not reach beyond its last lane.
+inline char* edge() {
+  static char* pages = nullptr;
+  if (pages == nullptr) {
+    pages = static_cast<char*>(mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    mprotect(pages + 4096, 4096, PROT_NONE);
+  }
+  return pages + 4096;
 }
 
-void floats();    // check_emulated_float.cpp
-void integers();  // check_emulated.cpp
-void dots();      // check_emulated_dot.cpp
-void tiles();
+template <class V>
+V any_floats() {
+  float x[sizeof(V) / sizeof(float)];
+  for (float& f : x) f = any_float();
+  V v;
+  std::memcpy(&v, x, sizeof v);
+  return v;
+}
 
 }  // namespace check

@@ -1,10 +1,8 @@
 // Holds every intrinsic of emulated/ against a scalar definition, on random bits and on awkward values: integers,
 // order and memory here, floats and dot products in the files beside it. Prints each intrinsic's first difference.
-#include <sys/mman.h>
-
 #include <limits>
 
-#include "check_common.h"
+#include "check_emulated.h"
 
 namespace check {
 namespace {
@@ -180,16 +178,6 @@ void casts() {
   CHECK(uint32_t, "setzero_ps", _mm512_setzero_ps(), 0);
   CHECK(uint32_t, "setzero_si512", _mm512_setzero_si512(), 0);
   CHECK_ONE("undefined_ps", std::isnan(lane<float>(_mm512_undefined_ps(), 3)), true);
-}
-
-// Memory that ends at a page without access: a masked move must not reach beyond its last lane.
-char* edge() {
-  static char* pages = nullptr;
-  if (pages == nullptr) {
-    pages = static_cast<char*>(mmap(nullptr, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    mprotect(pages + 4096, 4096, PROT_NONE);
-  }
-  return pages + 4096;
 }
 
 void memory() {

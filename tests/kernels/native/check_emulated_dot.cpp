@@ -1,5 +1,5 @@
 // The emulation's dot products, bf16 conversion and AMX tiles against scalar definitions.
-#include "check_common.h"
+#include "check_emulated.h"
 
 namespace check {
 namespace {
@@ -37,7 +37,7 @@ uint16_t any_bf16() { return nearest_bf16(random_bits() % 8 == 0 ? any_float() :
 }  // namespace
 
 void dots() {
-  const __m512 a = any_floats(), b = any_floats(), sum = any_floats();
+  const __m512 a = any_floats<__m512>(), b = any_floats<__m512>(), sum = any_floats<__m512>();
   CHECK(uint16_t, "cvtne2ps_pbh", _mm512_cvtne2ps_pbh(a, b),
         i < 16 ? nearest_bf16(lane<float>(b, i)) : nearest_bf16(lane<float>(a, i - 16)));
   CHECK(uint16_t, "cvtneps_pbh", _mm512_cvtneps_pbh(a), nearest_bf16(lane<float>(a, i)));

@@ -1,5 +1,5 @@
 // The emulation's float intrinsics against scalar definitions.
-#include "check_common.h"
+#include "check_emulated.h"
 
 namespace check {
 namespace {
@@ -15,7 +15,7 @@ float maximum(float a, float b) { return a > b ? a : b; }
 }  // namespace
 
 void floats() {
-  const __m512 a = any_floats(), b = any_floats(), c = any_floats();
+  const __m512 a = any_floats<__m512>(), b = any_floats<__m512>(), c = any_floats<__m512>();
   const auto k = static_cast<__mmask16>(random_bits());
   auto A = [&](int i) { return lane<float>(a, i); };
   auto B = [&](int i) { return lane<float>(b, i); };

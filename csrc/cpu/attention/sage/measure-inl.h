@@ -60,27 +60,6 @@ struct Count {
   static constexpr int value = N;
 };
 
-SGL_INLINE F min(F a, F b) {
-#if defined(__AVX512F__)
-  return _mm512_min_ps(a, b);
-#elif defined(__AVX2__)
-  return _mm256_min_ps(a, b);
-#else
-  return a < b ? a : b;
-#endif
-}
-
-SGL_INLINE F square_root(F x) {
-#if defined(__AVX512F__)
-  return _mm512_sqrt_ps(x);
-#elif defined(__AVX2__)
-  return _mm256_sqrt_ps(x);
-#else
-  SGL_UNROLL for (int i = 0; i < kLanes; ++i) x[i] = __builtin_sqrtf(x[i]);
-  return x;
-#endif
-}
-
 // Wider channels go to the exact kernels: sums of weights up to 2^60 times their values would overflow.
 constexpr float kWidest = 0x1p40f;
 
@@ -216,7 +195,7 @@ bool measure_head(const Problem& p, int32_t batch, int32_t kv_head, char* memory
   // Past the last channel ranges and means are 0, so that the factors there are 1 and the scales 0.
   F total{};
   for (int c = 0; c < p.d; c += kLanes) total += load<F>(h.key_factor + c);
-  const float average = sum_lanes(total) / static_cast<float>(p.d);
+  const float average = sum_in_order(total) / static_cast<float>(p.d);
   const F least = splat(1e-3f * average), one = splat(1.0f);
   for (int c = 0; c < p.d; c += kLanes) {
     const F range = load<F>(h.key_factor + c);

@@ -7,108 +7,6 @@
 namespace sgl_kernels::attention {
 namespace {
 
-SGL_INLINE I larger(I a, I b) {
-#if defined(__AVX512F__)
-  return reinterpret_cast<I>(_mm512_max_epi32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
-#elif defined(__AVX2__)
-  return reinterpret_cast<I>(_mm256_max_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
-#else
-  return a > b ? a : b;
-#endif
-}
-
-// One number of each row, combined over the row's lanes: lane i is for rows[i]. With AVX-512 the rows are halved in
-// four steps, 45 instructions; a transpose and a sum are 79.
-template <class Combine>
-SGL_INLINE I combine_rows(I (&rows)[kLanes], Combine combine) {
-#if defined(__AVX512F__)
-  const auto of = [](I x) { return reinterpret_cast<__m512i>(x); };
-  const auto to = [](__m512i x) { return reinterpret_cast<I>(x); };
-  I a[8], b[4], c[2];
-  SGL_UNROLL for (int i = 0; i < 8; ++i) {
-    const __m512i x = of(rows[2 * i]), y = of(rows[2 * i + 1]);
-    a[i] = combine(to(_mm512_unpacklo_epi32(x, y)), to(_mm512_unpackhi_epi32(x, y)));
-  }
-  SGL_UNROLL for (int i = 0; i < 4; ++i) {
-    const __m512i x = of(a[2 * i]), y = of(a[2 * i + 1]);
-    b[i] = combine(to(_mm512_unpacklo_epi64(x, y)), to(_mm512_unpackhi_epi64(x, y)));
-  }
-  SGL_UNROLL for (int i = 0; i < 2; ++i) {
-    const __m512i x = of(b[2 * i]), y = of(b[2 * i + 1]);
-    c[i] = combine(to(_mm512_shuffle_i32x4(x, y, 0x88)), to(_mm512_shuffle_i32x4(x, y, 0xdd)));
-  }
-  const __m512i x = of(c[0]), y = of(c[1]);
-  return combine(to(_mm512_shuffle_i32x4(x, y, 0x88)), to(_mm512_shuffle_i32x4(x, y, 0xdd)));
-#else
-  F lanes[kLanes];
-  SGL_UNROLL for (int i = 0; i < kLanes; ++i) lanes[i] = as_float(rows[i]);
-  transpose(lanes);
-  I all = bits(lanes[0]);
-  SGL_UNROLL for (int i = 1; i < kLanes; ++i) all = combine(all, bits(lanes[i]));
-  return all;
-#endif
-}
-
-// Four vectors of signed bytes, each in 32 bits, 4 bytes to a word: in each 128 bits one word of a, b, c and d.
-SGL_INLINE I pack_words(I a, I b, I c, I d) {
-#if defined(__AVX512F__)
-  const __m512i low = _mm512_packs_epi32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
-  const __m512i high = _mm512_packs_epi32(reinterpret_cast<__m512i>(c), reinterpret_cast<__m512i>(d));
-  return reinterpret_cast<I>(_mm512_packs_epi16(low, high));
-#elif defined(__AVX2__)
-  const __m256i low = _mm256_packs_epi32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b));
-  const __m256i high = _mm256_packs_epi32(reinterpret_cast<__m256i>(c), reinterpret_cast<__m256i>(d));
-  return reinterpret_cast<I>(_mm256_packs_epi16(low, high));
-#elif defined(__x86_64__)
-  const __m128i low = _mm_packs_epi32(reinterpret_cast<__m128i>(a), reinterpret_cast<__m128i>(b));
-  const __m128i high = _mm_packs_epi32(reinterpret_cast<__m128i>(c), reinterpret_cast<__m128i>(d));
-  return reinterpret_cast<I>(_mm_packs_epi16(low, high));
-#else
-  typedef int8_t Bytes __attribute__((vector_size(kLanes)));
-  const Bytes parts[4] = {__builtin_convertvector(a, Bytes), __builtin_convertvector(b, Bytes),
-                          __builtin_convertvector(c, Bytes), __builtin_convertvector(d, Bytes)};
-  return load<I>(parts);
-#endif
-}
-
-// The same with all words of a first, then b's, c's and d's.
-SGL_INLINE I join_words(I a, I b, I c, I d) {
-  const I words = pack_words(a, b, c, d);
-#if defined(__AVX512F__)
-  const I order = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
-  return reinterpret_cast<I>(
-      _mm512_permutexvar_epi32(reinterpret_cast<__m512i>(order), reinterpret_cast<__m512i>(words)));
-#elif defined(__AVX2__)
-  const I order = {0, 4, 1, 5, 2, 6, 3, 7};
-  return reinterpret_cast<I>(
-      _mm256_permutevar8x32_epi32(reinterpret_cast<__m256i>(words), reinterpret_cast<__m256i>(order)));
-#else
-  return words;
-#endif
-}
-
-constexpr int kQuads = kLanes / 4;  // of 128 bits
-
-// x[i] quad j <-> x[j] quad i
-SGL_INLINE void transpose_quads(I (&x)[kQuads]) {
-#if defined(__AVX512F__)
-  __m512i r[4], t[4];
-  SGL_UNROLL for (int i = 0; i < 4; ++i) r[i] = reinterpret_cast<__m512i>(x[i]);
-  SGL_UNROLL for (int i = 0; i < 2; ++i) {
-    t[2 * i] = _mm512_shuffle_i32x4(r[2 * i], r[2 * i + 1], 0x88);  // quads 0 and 2 of both
-    t[2 * i + 1] = _mm512_shuffle_i32x4(r[2 * i], r[2 * i + 1], 0xdd);
-  }
-  SGL_UNROLL for (int i = 0; i < 2; ++i) {
-    x[i] = reinterpret_cast<I>(_mm512_shuffle_i32x4(t[i], t[i + 2], 0x88));
-    x[i + 2] = reinterpret_cast<I>(_mm512_shuffle_i32x4(t[i], t[i + 2], 0xdd));
-  }
-#elif defined(__AVX2__)
-  const __m256i a = reinterpret_cast<__m256i>(x[0]), b = reinterpret_cast<__m256i>(x[1]);
-  x[0] = reinterpret_cast<I>(_mm256_permute2x128_si256(a, b, 0x20));
-  x[1] = reinterpret_cast<I>(_mm256_permute2x128_si256(a, b, 0x31));
-#endif
-}
-
 // Channels are read four vectors at a time; the last V of 1 to 4 vectors, of which the last one may be short, are known
 // to the compiler: with branches for each vector the keys of head_dim 72 took 1.2 times as long.
 template <class Body>
@@ -148,11 +46,11 @@ SGL_INLINE F row_ranges(const char* const* rows, int count, int channels, const 
     for (int c = 0; c < tail; c += 4 * kLanes) {
       F x[4];
       load_balanced<kType, kCentred, 4>(rows[i], c, kLanes, mean, factor, x);
-      SGL_UNROLL for (int v = 0; v < 4; ++v) top = larger(bits(x[v]) & 0x7fffffff, top);
+      SGL_UNROLL for (int v = 0; v < 4; ++v) top = larger(magnitude(x[v]), top);
     }
     F x[V];
     load_balanced<kType, kCentred, V>(rows[i], tail, last, mean, factor, x);
-    SGL_UNROLL for (int v = 0; v < V; ++v) top = larger(bits(x[v]) & 0x7fffffff, top);
+    SGL_UNROLL for (int v = 0; v < V; ++v) top = larger(magnitude(x[v]), top);
     tops[i] = top;
   }
   for (int i = count; i < kLanes; ++i) tops[i] = I{};
@@ -167,7 +65,7 @@ template <int V>
 SGL_INLINE I to_words(const F (&x)[V], F inverse, I& total) {
   I y[4] = {};
   SGL_UNROLL for (int v = 0; v < V; ++v) {
-    y[v] = to_int(x[v] * inverse);
+    y[v] = nearest(x[v] * inverse);
     total += y[v];
   }
   return join_words(y[0], y[1], y[2], y[3]);
@@ -238,7 +136,7 @@ void quantise_values(const SageHead& h, const char* v, int64_t stride, int count
         const auto quantise = [&](int i) {
           const char* at = from + i * stride;
           const F x = n == kLanes ? load_as_float<kType>(at) : load_as_float<kType>(at, n);
-          return to_int((x - mean) * inverse);
+          return nearest((x - mean) * inverse);
         };
         I y[4] = {};
         if (keys == 4) {
@@ -331,7 +229,7 @@ __attribute__((noinline)) void quantise_queries(const Problem& p, const SageHead
         SGL_UNROLL for (int i = 0; i < 4; ++i) {
           const char* from = rows[4 * g + i] + static_cast<size_t>(c) * type_size(kType);
           const F x = whole ? load_as_float<kType>(from) : load_as_float<kType>(from, p.d - c);
-          y[i] = to_int(x * factor * splat(inverse[4 * g + i]));
+          y[i] = nearest(x * factor * splat(inverse[4 * g + i]));
         }
         words[g] = pack_words(y[0], y[1], y[2], y[3]);
       }

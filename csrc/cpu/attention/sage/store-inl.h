@@ -11,9 +11,8 @@ namespace {
 // no test for NaN (whose mantissa it could carry over).
 template <Type kType>
 SGL_INLINE U half_bits(F x) {
-  if constexpr (kType == Type::f16) return widen(to_f16(x));
-  const U u = reinterpret_cast<U>(x);
-  return (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  if constexpr (kType == Type::f16) return widen_words(to_f16(x));
+  return round_to_bf16(x) >> 16;
 }
 
 // The first 4 of kLanes elements of every row (the rest of `block` is not read): a row's are 16 bytes in one piece.
@@ -31,14 +30,6 @@ SGL_INLINE void store_quarters(char* const* row, int rows, size_t offset, const 
     __builtin_memcpy(row[i] + offset, reinterpret_cast<const char*>(quads + i % 4) + i / 4 * 16, 16);
   }
 #endif
-}
-
-SGL_INLINE void store_bytes(char* to, F x, int bytes) {
-  if (bytes == 4 * kLanes) return store(to, x);
-#if defined(__AVX512F__)
-  if (bytes % 4 == 0) return _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << (bytes / 4)) - 1), x);
-#endif
-  __builtin_memcpy(to, &x, static_cast<size_t>(bytes));
 }
 
 // O^T / sum to rows. A row that saw no key is 0. kBytes: O^T lacks V's scales and means, which are h's.

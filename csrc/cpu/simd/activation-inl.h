@@ -1,29 +1,15 @@
-// Exponential, sigmoid, SiLU and GELU on the vectors of simd/vec-inl.h.
+// Sigmoid gates, SiLU and GELU on several registers in step.
 //
 // T is the storage type of the rows. Only fp32 is calculated exactly; fp16 takes approximations with a relative error
-// under 7e-5, where half its unit is 2.4e-4 to 4.9e-4, and bf16, whose unit is eight times that, under 1.4e-4.
+// under 7e-5, where half its unit is 2.4e-4 to 4.9e-4, and bf16, whose unit is eight times that, under 1.4e-4; those of
+// gelu_erf, whose tail answers to an error of its reciprocal more than once, are under 2.4e-4 and 3.1e-4.
 #pragma once
 
-#include "simd/vec-inl.h"
+#include "simd/block-inl.h"
+#include "simd/exp-inl.h"
 
 namespace sgl_kernels {
 namespace SGL_ISA {
-
-constexpr float kLog2E = 1.44269504f;
-
-// e^x for -87.3 <= x <= 88, so that result and scale are normal numbers; of NaN it makes anything.
-template <int n>
-SGL_INLINE Many<n> exponential(const Many<n>& x) {
-  constexpr float kTerms[] = {
-      1.383674214e-3f, 8.374898694e-3f, 4.166823253e-2f, 0.166664198f, 0.4999999106f, 1.0f, 1.0f};
-  const F magic = splat(12582912.0f);
-  const Many<n> whole = SGL_EACH(n, fma(x.v[i], splat(kLog2E), magic));
-  const Many<n> times = SGL_EACH(n, whole.v[i] - magic);
-  Many<n> r = SGL_EACH(n, fma(times.v[i], splat(-0.693359375f), x.v[i]));  // ln 2 in two parts, the first exact here
-  r = SGL_EACH(n, fma(times.v[i], splat(2.12194440e-4f), r.v[i]));
-  const Many<n> p = polynomial(kTerms, r);
-  return SGL_EACH(n, (F)((U)p.v[i] + ((U)whole.v[i] << 23)));
-}
 
 // Far to the left the factor of a gate is no normal number while its product with x, or with what that is multiplied
 // by, still may be. Those lanes are rare: vectors that hold one are multiplied again by what is missing, e^(t + 87). Of
@@ -44,7 +30,7 @@ SGL_INLINE Many<n> with_left(const Many<n>& v, const Many<n>& t) {
   F least = splat(kLeft);
 #pragma GCC unroll 16
   for (int i = 0; i < n; ++i) {
-    least = lesser(t.v[i], least);
+    least = min(t.v[i], least);
   }
   if (__builtin_expect(any_below(least, splat(kLeft)), 0)) {
     return times_missing(v, t);
