@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from sgl_kernels.backends._attention import without_hidden
+from sgl_kernels.core import environment
 from sgl_kernels.core.device import Device
 from sgl_kernels.core.selection.implementation import Fidelity, Implementation
 from sgl_kernels.core.selection.packages import VersionOf
@@ -34,7 +34,7 @@ SMALLEST_BLOCK, MOST_CHUNKS = 16, 1024
 
 def is_interpreted() -> bool:
     """Whether Triton runs kernels on CPU tensors in this process: its own variable, asked when a call is bound."""
-    return os.environ.get(INTERPRETER_VARIABLE, "").lower() in ("1", "true", "yes", "on", "y")
+    return environment.variable(INTERPRETER_VARIABLE).lower() in ("1", "true", "yes", "on", "y")
 
 
 class _GpuOrInterpreter(Requires):
