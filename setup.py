@@ -33,12 +33,13 @@ if spec is not None and spec.origin:
 LOADER = ROOT / "sgl_kernels" / "kernels" / "cpu" / "loader.py"
 LOAD = """
 import runpy, sys
+from pathlib import Path
 sys.path.append(sys.argv[1])
 try:
     import torch
 except Exception:
     sys.exit()  # a build needs torch's files only
-sys.exit(runpy.run_path(sys.argv[2])["load"]())
+sys.exit(runpy.run_path(sys.argv[2])["open_library"](Path(sys.argv[3])))
 """
 COMMON_FLAGS = [
     "-std=c++20",
@@ -224,10 +225,8 @@ def build(library: Path, objects: Path, sanitize: bool, emulate: bool) -> None:
 
 def verify(library: Path, torch: Path) -> None:
     """Loads what was linked, in a process of its own, by the very code that will load it for users."""
-    command = [sys.executable, "-c", LOAD, str(torch.parent), str(LOADER)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "SGL_KERNELS_CPU_LIBRARY": str(library)}
-    )
+    command = [sys.executable, "-c", LOAD, str(torch.parent), str(LOADER), str(library)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise BuildError(f"the library was built and cannot be used: {(done.stderr or done.stdout).strip()}")
 

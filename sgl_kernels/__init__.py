@@ -12,6 +12,7 @@ _problem = _torch_problem()
 if (
     TYPE_CHECKING or not _problem
 ):  # without torch the command line still says what is missing; see __getattr__
+    from sgl_kernels import _wiring as _wiring
     from sgl_kernels.core.control import configure as configure
     from sgl_kernels.core.control import explain as explain
     from sgl_kernels.core.control import record as record

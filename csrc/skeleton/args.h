@@ -21,14 +21,14 @@ struct ScaleArgs {
 
 // One table for each instruction set. Each lives in a namespace of its own, so that no function of one level can stand
 // for the same function of another when the library is linked.
-struct Kernels {
+struct SkeletonKernels {
   void (*scale)(const ScaleArgs&);
 };
 namespace baseline {
-extern const Kernels kKernels;
+extern const SkeletonKernels kKernels;
 }
 namespace avx2 {
-extern const Kernels kKernels;
+extern const SkeletonKernels kKernels;
 }
 
 }  // namespace sgl_kernels::skeleton

@@ -35,7 +35,7 @@ void scale(const ScaleArgs& args) {
 
 }  // namespace
 
-const Kernels kKernels = {.scale = scale};
+const SkeletonKernels kKernels = {.scale = scale};
 
 }  // namespace SGL_ISA
 }  // namespace sgl_kernels::skeleton

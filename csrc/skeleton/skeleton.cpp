@@ -2,23 +2,26 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include "choose.h"
 #include "common/parallel.h"
 #include "common/rows.h"
-#include "isa.h"
 #include "skeleton/args.h"
 
 namespace sgl_kernels {
 namespace {
 
-const skeleton::Kernels& table() {
+// The tables, the best first: the first whose instructions are all in force serves.
+constinit Choice<skeleton::SkeletonKernels> choice({
 #if defined(__x86_64__)
-  if (isa_level() >= Isa::avx2) return skeleton::avx2::kKernels;
+    {level::avx2, skeleton::avx2::kKernels},
 #endif
-  return skeleton::baseline::kKernels;
-}
+    {level::baseline, skeleton::baseline::kKernels},
+});
 
 // x (..., D) in fp32, bf16 or fp16, any strides; the result is contiguous.
 Tensor scaled(const Tensor& x, double factor) {
+  // Once for each call: the level may change between two, and what one table prepared another cannot read.
+  const skeleton::SkeletonKernels& kernels = choice.table();
   // Every message names the op, the argument, what it is and what was expected. Python checks first; what is checked
   // here is what would otherwise read or write outside a tensor.
   check_columns("scaled", "x", x);
@@ -35,7 +38,7 @@ Tensor scaled(const Tensor& x, double factor) {
   const int64_t dim = x.size(-1);
   parallel_rows(plan.rows(), dim, [&](int64_t begin, int64_t end) {
     plan.runs(begin, end, [&](const RowPlan::Run& run) {
-      table().scale({dtype, in + run.offset[from], plan.step(from), result + run.offset[to], plan.step(to), run.rows,
+      kernels.scale({dtype, in + run.offset[from], plan.step(from), result + run.offset[to], plan.step(to), run.rows,
                      dim, static_cast<float>(factor)});
     });
   });

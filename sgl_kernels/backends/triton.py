@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 
 from sgl_kernels.backends import _triton_rows
 from sgl_kernels.backends._attention import without_hidden
+from sgl_kernels.core import environment
 from sgl_kernels.core.device import Device
 from sgl_kernels.core.selection.implementation import Fidelity, Implementation
 from sgl_kernels.core.selection.packages import VersionOf
@@ -29,7 +29,7 @@ FUSED, BEHIND, INTERPRETED = 30, -10, -100
 
 def is_interpreted() -> bool:
     """Whether Triton runs kernels on CPU tensors in this process: its own variable, asked when a call is bound."""
-    return os.environ.get(INTERPRETER_VARIABLE, "").lower() in ("1", "true", "yes", "on", "y")
+    return environment.variable(INTERPRETER_VARIABLE).lower() in ("1", "true", "yes", "on", "y")
 
 
 class _GpuOrInterpreter(Requires):

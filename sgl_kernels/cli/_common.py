@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from sgl_kernels.cli._errors import complain as complain
+from sgl_kernels.core import environment
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.registry import registry
 
@@ -28,7 +28,7 @@ def console(stderr: bool = False) -> Any:
     from rich.console import Console
 
     terminal = sys.stderr.isatty() if stderr else sys.stdout.isatty()
-    width = None if terminal or os.environ.get("COLUMNS") else WIDE
+    width = None if terminal or environment.variable("COLUMNS") else WIDE
     return Console(stderr=stderr, width=width, highlight=False)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Annotated
 
 import typer
@@ -20,10 +19,11 @@ def env(
     """Every environment variable: value, origin, default, meaning, and whether anything acts on it yet."""
     from rich.table import Table
 
+    from sgl_kernels.core.environment import process
     from sgl_kernels.core.settings import load_settings
     from sgl_kernels.core.settings.listing import describe
 
-    rows = describe(load_settings(), os.environ)
+    rows = describe(load_settings(), process())
     if section is not None:
         titles = dict.fromkeys(row.section for row in rows)
         if not any(section.lower() in title.lower() for title in titles):

@@ -7,14 +7,17 @@ import os
 import platform as _platform
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
+from sgl_kernels.core import cpu_level
+from sgl_kernels.core.names.levels import held_down
+from sgl_kernels.core.names.platforms import PLATFORMS as PLATFORMS
+from sgl_kernels.core.names.platforms import Platform as Platform
+
 from .errors import ConfigError
 
-Platform = Literal["cuda", "rocm", "xpu", "npu", "musa", "mps", "cpu"]
-PLATFORMS: tuple[str, ...] = get_args(Platform)
 PREFERENCE: tuple[str, ...] = ("cuda", "rocm", "xpu", "npu", "musa", "mps", "cpu")
 """The order in which `best_platform` looks; an accelerator always goes before the CPU."""
 
@@ -24,10 +27,11 @@ class Device:
     """A place a kernel can run. A value, so tests may invent one."""
 
     platform: str
-    arch: str = ""  # "sm90", "gfx942", "ascend910b", "avx512bf16", "m3"
+    arch: str = ""  # "sm90", "gfx942", "ascend910b", "m3"; of a CPU the level in force: "avx512bf16"
     capability: tuple[int, int] | None = None  # (major, minor); CUDA and MUSA only
     name: str = ""  # "NVIDIA H200": folder name in the tuning cache
     index: int = 0
+    processor: str = ""  # CPU: what the processor has, where settings hold our kernels below it
 
     def __str__(self) -> str:
         where = f"{self.platform}:{self.arch}" if self.arch else self.platform
@@ -41,7 +45,9 @@ def probe(device: torch.device) -> Device:
     try:
         kind = device.type
         if kind == "cpu" or kind == "meta":
-            return Device("cpu", cpu_arch(), None, _platform.processor() or _platform.machine())
+            level, processor = cpu_arch(), processor_arch()
+            name = _platform.processor() or _platform.machine()
+            return Device("cpu", level, None, name, processor="" if processor == level else processor)
         if kind == "cuda":
             return _probe_cuda(device, index)
         if kind == "mps":
@@ -70,7 +76,23 @@ def _probe_cuda(device: torch.device, index: int) -> Device:
 
 @functools.cache
 def cpu_arch() -> str:
-    """The widest instruction set that matters to our kernels: avx512bf16, avx512, avx2, neon or baseline."""
+    """The instruction set in force: what the processor has, held down to the level that settings name.
+
+    Raises ConfigError for a name in the environment that is none.
+    """
+    return held_down(processor_arch(), cpu_level.named())
+
+
+def _forget_the_cpu() -> None:
+    cpu_arch.cache_clear()
+    probe.cache_clear()
+
+
+cpu_level.follow(_forget_the_cpu)
+
+
+def processor_arch() -> str:
+    """The widest instruction set of this processor: avx512bf16, avx512, avx2, neon or baseline."""
     if _platform.machine().lower() in ("aarch64", "arm64"):
         return "neon"
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sgl_kernels.core import cpu_level
 from sgl_kernels.core.names.backends import resolve_names
 from sgl_kernels.core.selection.implementation import Implementation
 from sgl_kernels.core.selection.packages import VersionOf, installed_version
@@ -63,6 +65,7 @@ class Dispatcher:
         self._children: dict[Any, Dispatcher] = {}
         self._tables: dict[str, TuningTable] = {}
         self._parts = compose.Parts(settings, recorder, source, self.forget)
+        _living.add(self)
 
     def bind(self, op: Op, key: Key, backend: str | None, args: tuple[Any, ...]) -> Run:
         """The cold path, once per key (at every call for the key None): check, select, load, compose, remember."""
@@ -120,8 +123,10 @@ class Dispatcher:
             self.bound[key] = run
         return run
 
-    def forget(self) -> None:
-        """Drop every binding, so that the next call of each shape is decided anew."""
+    def forget(self, loaded_anew: bool = False) -> None:
+        """Drop every binding, so that the next call of each shape is decided anew; failed loads as well, if wanted."""
+        if loaded_anew:
+            self._broken.clear()
         self.bound.clear()
         self._by_facts.clear()
         self.selections.clear()
@@ -236,6 +241,7 @@ ACTIVE: ContextVar[Dispatcher | None] = ContextVar("sgl_kernels", default=None)
 """Set by `activate`; set directly only where a `with` would cost a module's call too much."""
 
 _default: Dispatcher | None = None
+_living: weakref.WeakSet[Dispatcher] = weakref.WeakSet()
 _starting = threading.Lock()
 
 
@@ -248,6 +254,7 @@ def set_default(dispatcher: Dispatcher | None) -> Dispatcher | None:
     """Make `dispatcher` the process default, and give back the one before; None: settings are read at the next call."""
     global _default
     before, _default = _default, dispatcher
+    cpu_level.hold(cpu_level.NOT_READ if dispatcher is None else dispatcher.settings.cpu_isa)
     return before
 
 
@@ -258,7 +265,18 @@ def _start() -> Dispatcher:
             from .settings import load_settings  # reads the table of variables: 14 ms an import need not pay
 
             _default = Dispatcher(load_settings())
+            cpu_level.hold(_default.settings.cpu_isa)
         return _default
+
+
+def _decide_anew() -> None:
+    """Another CPU level is in force: ranks and loaded kernels of it may differ, in whichever dispatcher."""
+    for dispatcher in list(_living):
+        dispatcher.registry.unload("cpu")
+        dispatcher.forget(loaded_anew=True)
+
+
+cpu_level.follow(_decide_anew)
 
 
 def bind(op: Op, key: Key, backend: str | None, args: tuple[Any, ...]) -> Run:

@@ -133,6 +133,11 @@ class Registry:
                 self._loaded[key] = found
         return found
 
+    def unload(self, platform: str) -> None:
+        """Forget what implementations for `platform` alone were loaded: loaded again, they may be other functions."""
+        kept = [(k, v) for k, v in list(self._loaded.items()) if k[0].requires.platforms != {platform}]
+        self._loaded = dict(kept)  # no lock: what another thread loads meanwhile is loaded again, at worst
+
     def _discover(self) -> None:
         if self._discovered:
             return

@@ -48,7 +48,7 @@ struct Task {
 };
 
 // One instruction set's entry points. Scratch must be 64-byte aligned.
-struct Kernels {
+struct AttentionKernels {
   int32_t panel;  // query rows that one register tile serves
   size_t (*scratch_bytes)(const Problem& problem, int32_t rows);
   void (*run)(const Problem& problem, const Task& task, char* scratch);
@@ -59,9 +59,9 @@ struct Kernels {
   void (*combine)(const Problem& parts, const Problem& whole, int32_t splits, int64_t row0, int64_t row1);
 };
 
-extern const Kernels kBaseline;
+extern const AttentionKernels kBaseline;
 #if defined(__x86_64__)
-extern const Kernels kAvx2, kAvx512, kAvx512Bf16, kAmx;
+extern const AttentionKernels kAvx2, kAvx512, kAvx512Bf16, kAmx;
 #endif
 
 constexpr int32_t kChunkRows = 512;         // rows at a time: their Q, O and state fit a 2 MB L2 at head_dim 128

@@ -58,8 +58,8 @@ void share_tasks(size_t tasks, int64_t workers, const Body& body) {
   });
 }
 
-// The instruction set's kernels for this process.
-const Kernels& kernels();
+// The table in force.
+const AttentionKernels& kernels();
 
 // Checks rank, device and type; `axes` names the dimensions in messages.
 Type check_tensor(const Tensor& tensor, const char* op, const char* name, int64_t rank, const char* axes);

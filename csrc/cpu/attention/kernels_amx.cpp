@@ -233,6 +233,6 @@ void combine(const Problem& parts, const Problem& whole, int32_t splits, int64_t
 
 }  // namespace
 
-const Kernels kAmx = {kPanel, scratch_bytes, run, decode_bytes, decode, combine};
+const AttentionKernels kAmx = {kPanel, scratch_bytes, run, decode_bytes, decode, combine};
 
 }  // namespace sgl_kernels::attention

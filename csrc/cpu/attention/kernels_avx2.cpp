@@ -3,6 +3,7 @@
 
 namespace sgl_kernels::attention {
 
-const Kernels kAvx2 = {kPanel, blocked_scratch<DotF32>, run_by_type, decode_scratch, decode_by_type, combine_parts};
+const AttentionKernels kAvx2 = {kPanel,         blocked_scratch<DotF32>, run_by_type,
+                                decode_scratch, decode_by_type,          combine_parts};
 
 }  // namespace sgl_kernels::attention

@@ -27,6 +27,6 @@ void combine(const Problem& parts, const Problem& whole, int32_t splits, int64_t
 
 }  // namespace
 
-const Kernels kAvx512Bf16 = {kPanel, scratch_bytes, run, decode_bytes, decode, combine};
+const AttentionKernels kAvx512Bf16 = {kPanel, scratch_bytes, run, decode_bytes, decode, combine};
 
 }  // namespace sgl_kernels::attention

@@ -5,10 +5,20 @@
 #include <cstdlib>
 
 #include "attention/call.h"
-#include "isa.h"
+#include "choose.h"
 
 namespace sgl_kernels::attention {
 namespace {
+
+constinit Choice<AttentionKernels> choice({
+#if defined(__x86_64__)
+    {level::amx, kAmx},
+    {level::avx512bf16 | feature::fast_bf16, kAvx512Bf16},
+    {level::avx512, kAvx512},
+    {level::avx2, kAvx2},
+#endif
+    {level::baseline, kBaseline},
+});
 
 struct Plan {
   bool decode;
@@ -95,7 +105,7 @@ Plan plan_problem(const Problem& p, int32_t panel, int32_t threads) {
   return plan;
 }
 
-void run_tasks(const Problem& p, const Kernels& k, const Plan& plan, int32_t threads) {
+void run_tasks(const Problem& p, const AttentionKernels& k, const Plan& plan, int32_t threads) {
   size_t bytes = 0;
   for (const Task& t : plan.tasks) {
     bytes = std::max(bytes, plan.decode ? k.decode_scratch_bytes(p, t) : k.scratch_bytes(p, t.row1 - t.row0));
@@ -118,30 +128,10 @@ Buffer allocate(size_t bytes) {
   return Buffer(p);
 }
 
-const Kernels& kernels() {
-#if defined(__x86_64__)
-  switch (isa_level()) {
-    case Isa::amx:
-      return kAmx;
-    case Isa::avx512bf16: {
-      // vdpbf16ps does twice the work of an FMA on AMD's Zen 4 and 5 (535 against 267 GFLOP/s), but half of it on
-      // Intel's Sapphire and Emerald Rapids (88 against 177, measured): there floats win. Naming the level insists.
-      return __builtin_cpu_is("intel") && !isa_insisted() ? kAvx512 : kAvx512Bf16;
-    }
-    case Isa::avx512:
-      return kAvx512;
-    case Isa::avx2:
-      return kAvx2;
-    default:
-      return kBaseline;
-  }
-#else
-  return kBaseline;
-#endif
-}
+const AttentionKernels& kernels() { return choice.table(); }
 
 void run_problem(const Problem& problem) {
-  const Kernels& k = kernels();
+  const AttentionKernels& k = kernels();
   const int32_t threads = static_cast<int32_t>(torch::stable::get_num_threads());
   const Plan plan = plan_problem(problem, k.panel, threads);
   if (plan.tasks.empty()) return;

@@ -32,11 +32,15 @@ struct LinearArgs {
 // Bytes of scratch for a task: the packed slice, a slab of rows in fp32, and sums where depth is cut.
 int64_t linear_scratch_bytes(const LinearArgs& args, const LinearTile& tile);
 
+struct LinearKernels {
+  LinearTile tile;
+  void (*linear)(const LinearArgs& args, float* scratch);
+};
 namespace avx2 {
-void linear(const LinearArgs& args, float* scratch);
+extern const LinearKernels kLinear;
 }
 namespace avx512 {
-void linear(const LinearArgs& args, float* scratch);
+extern const LinearKernels kLinear;
 }
 
 }  // namespace sgl_kernels

@@ -6,7 +6,7 @@
 
 #include <string>
 
-#include "isa.h"
+#include "choose.h"
 #include "common/parallel.h"
 #include "common/rows.h"
 
@@ -29,27 +29,30 @@ Activation activation_of(const std::string& name) {
   return Activation::gelu_erf;
 }
 
-bool wide() {
 #if defined(__x86_64__)
-  return isa_level() >= Isa::avx512;
+constinit Choice<LinearKernels> choice({
+    {level::avx512, avx512::kLinear},
+    {level::avx2, avx2::kLinear},
+});
+#endif
+
+const LinearKernels* kernels() {  // null where there are none
+#if defined(__x86_64__)
+  return choice.find();
 #else
-  return false;
+  return nullptr;
 #endif
 }
 
 std::string unsupported_reason() {
-#if defined(__x86_64__)
-  if (isa_level() >= Isa::avx2) {
-    return "";
-  }
-#endif
-  return std::string("linear needs AVX2, the instruction set in force is ") + isa_name(isa_level());
+  if (kernels() != nullptr) return "";
+  return std::string("linear needs AVX2, the instruction set in force is ") + isa_name();
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, OptionalTensor bias, std::string activation) {
   const char* op = "linear";
-  const std::string reason = unsupported_reason();
-  STD_TORCH_CHECK(reason.empty(), reason);
+  const LinearKernels* k = kernels();
+  STD_TORCH_CHECK(k != nullptr, unsupported_reason());
   check_columns(op, "x", x);
   STD_TORCH_CHECK(weight.dim() == 2 && weight.size(1) == x.size(-1), op, ": weight has ", weight.dim(),
                   " dimensions, expected (out, ", x.size(-1), ")");
@@ -60,7 +63,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, OptionalTensor bias, std::s
   whole.depth = x.size(-1);
   whole.columns = weight.size(0);
   const int64_t item = item_bytes(whole.dtype);
-  const LinearTile tile = wide() ? kLinearAvx512 : kLinearAvx2;
+  const LinearTile tile = k->tile;
 
   const Tensor rows = torch::stable::contiguous(x);
   const Tensor matrix = with_adjacent_columns(weight);
@@ -115,9 +118,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, OptionalTensor bias, std::s
       args.weight += column * whole.weight_step;
       args.bias = whole.bias == nullptr ? nullptr : whole.bias + column * item;
       args.out += row * whole.out_step + column * item;
-#if defined(__x86_64__)
-      wide() ? avx512::linear(args, memory.floats()) : avx2::linear(args, memory.floats());
-#endif
+      k->linear(args, memory.floats());
     }
   };
   const int64_t tasks = across * down;

@@ -205,9 +205,11 @@ SGL_INLINE void linear_in(const LinearArgs& args, float* scratch) {
   }
 }
 
-void linear(const LinearArgs& args, float* scratch) {
+static void linear(const LinearArgs& args, float* scratch) {
   by_dtype(args.dtype, [&](auto* type) { linear_in<SGL_TYPE_OF(type)>(args, scratch); });
 }
+
+const LinearKernels kLinear = {.tile = kTile, .linear = linear};
 
 }  // namespace SGL_ISA
 }  // namespace sgl_kernels

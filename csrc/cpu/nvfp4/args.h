@@ -51,7 +51,8 @@ struct Linear {
 };
 
 // The vector code of one instruction set.
-struct Kernels {
+struct Nvfp4Kernels {
+  const char* name;
   // Encodes digit rows of x's rows [row_begin, row_end) into tiles of kTileRows (fewer in the last); row_scale gets
   // one factor per row of x: NaN for a row that is not finite. `rows` is of all of x. Tiles are for multiply alone.
   void (*encode)(const Rows& x, Coding coding, float input_scale, int64_t row_begin, int64_t row_end, int64_t rows,
@@ -75,13 +76,13 @@ struct Kernels {
 };
 
 namespace avx512vbmi {  // with VNNI and VBMI: Ice Lake, Zen 4 and newer
-extern const Kernels kKernels;
+extern const Nvfp4Kernels kKernels;
 }
 namespace avx2 {
-extern const Kernels kKernels;
+extern const Nvfp4Kernels kKernels;
 }
 namespace baseline {  // SSE2, or NEON on aarch64
-extern const Kernels kKernels;
+extern const Nvfp4Kernels kKernels;
 }
 
 }  // namespace sgl_kernels::nvfp4

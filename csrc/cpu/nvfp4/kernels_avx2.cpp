@@ -5,7 +5,8 @@ namespace sgl_kernels::nvfp4::avx2 {
 
 float finite_amax(const void* x, Element type, int64_t n);
 
-const Kernels kKernels = {
+const Nvfp4Kernels kKernels = {
+    .name = "avx2",
     .encode = encode,
     .multiply = multiply,
     .panel_scratch_bytes = panel_scratch_bytes,

@@ -381,7 +381,8 @@ void multiply(const Linear& layer, const uint8_t* tiles, const float* row_scale,
 
 }  // namespace
 
-const Kernels kKernels = {
+const Nvfp4Kernels kKernels = {
+    .name = "avx512vbmi",
     .encode = encode,
     .multiply = multiply,
     .panel_scratch_bytes = panel_scratch_bytes,

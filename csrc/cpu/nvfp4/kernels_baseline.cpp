@@ -5,7 +5,8 @@ namespace sgl_kernels::nvfp4::baseline {
 
 float finite_amax(const void* x, Element type, int64_t n);
 
-const Kernels kKernels = {
+const Nvfp4Kernels kKernels = {
+    .name = "baseline",
     .encode = encode,
     .multiply = multiply,
     .panel_scratch_bytes = panel_scratch_bytes,

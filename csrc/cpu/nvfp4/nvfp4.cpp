@@ -11,7 +11,7 @@
 #include <tuple>
 #include <vector>
 
-#include "isa.h"
+#include "choose.h"
 
 namespace sgl_kernels {
 namespace {
@@ -23,38 +23,16 @@ using torch::stable::Tensor;
 
 constexpr float kMinGlobal = 0x1p-117f;
 
-const nvfp4::Kernels& choose() {
+constinit Choice<nvfp4::Nvfp4Kernels> choice({
 #if defined(__x86_64__)
-  const Isa level = isa_level();
-  if (level == Isa::baseline) {
-    return nvfp4::baseline::kKernels;
-  }
-  if (has_vnni() && has_vbmi()) {
-    return nvfp4::avx512vbmi::kKernels;
-  }
-  return nvfp4::avx2::kKernels;
-#else
-  return nvfp4::baseline::kKernels;
+    {level::avx512vbmi, nvfp4::avx512vbmi::kKernels},
+    {level::avx2, nvfp4::avx2::kKernels},
 #endif
-}
-
-const nvfp4::Kernels& kernels() {
-  static const nvfp4::Kernels& chosen = choose();
-  return chosen;
-}
+    {level::baseline, nvfp4::baseline::kKernels},
+});
 
 // "avx512vbmi", "avx2" or "baseline" (NEON on aarch64): what serves here.
-std::string level_name() {
-#if defined(__x86_64__)
-  if (&kernels() == &nvfp4::avx512vbmi::kKernels) {
-    return "avx512vbmi";
-  }
-  if (&kernels() == &nvfp4::avx2::kKernels) {
-    return "avx2";
-  }
-#endif
-  return "baseline";
-}
+std::string level_name() { return choice.table().name; }
 
 Element element(const Tensor& t, const char* name) {
   switch (t.scalar_type()) {
@@ -85,14 +63,14 @@ float scalar(const Tensor& t, const char* name) {
 }
 
 // amax / 2688 over the finite values, as reference.py's global_scale_of.
-float global_scale_of(const Tensor& x, Element type) {
+float global_scale_of(const nvfp4::Nvfp4Kernels& kernels, const Tensor& x, Element type) {
   const int64_t n = x.numel(), step = 1 << 18;
   const auto* base = static_cast<const uint8_t*>(x.const_data_ptr());
   std::vector<float> parts(static_cast<size_t>((n + step - 1) / step), 0.0f);
   torch::stable::parallel_for(0, static_cast<int64_t>(parts.size()), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t count = std::min(step, n - i * step);
-      parts[static_cast<size_t>(i)] = kernels().finite_amax(base + i * step * element_size(type), type, count);
+      parts[static_cast<size_t>(i)] = kernels.finite_amax(base + i * step * element_size(type), type, count);
     }
   });
   float amax = 0.0f;
@@ -109,11 +87,12 @@ Tensor one_float(const Tensor& like, float value) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> quantize(Tensor x, std::optional<Tensor> global_scale) {
+  const nvfp4::Nvfp4Kernels& kernels = choice.table();
   check_matrix(x, "x");
   const Element type = element(x, "x");
   const int64_t rows = x.size(0), k = x.size(1);
   STD_TORCH_CHECK(k % nvfp4::kBlock == 0, "nvfp4: x has ", k, " columns; expected a multiple of 16");
-  const float scale = global_scale ? scalar(*global_scale, "global_scale") : global_scale_of(x, type);
+  const float scale = global_scale ? scalar(*global_scale, "global_scale") : global_scale_of(kernels, x, type);
   Tensor codes = torch::stable::empty({rows, k / 2}, ScalarType::Byte, std::nullopt, x.device());
   Tensor scales = torch::stable::empty({rows, k / nvfp4::kBlock}, ScalarType::Byte, std::nullopt, x.device());
   const nvfp4::Rows from{x.const_data_ptr(), type, k};
@@ -121,7 +100,7 @@ std::tuple<Tensor, Tensor, Tensor> quantize(Tensor x, std::optional<Tensor> glob
   auto* s = scales.mutable_data_ptr<uint8_t>();
   const int64_t grain = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(k, 1));
   torch::stable::parallel_for(
-      0, rows, grain, [&](int64_t begin, int64_t end) { kernels().quantize_rows(from, scale, begin, end, c, s); });
+      0, rows, grain, [&](int64_t begin, int64_t end) { kernels.quantize_rows(from, scale, begin, end, c, s); });
   return {codes, scales, one_float(x, scale)};
 }
 
@@ -148,6 +127,7 @@ Coding coding_of(const std::string& activation, Element type) {
 
 Tensor linear(Tensor x, Tensor weight, Tensor global_scale, std::optional<Tensor> bias, std::string activation,
               std::optional<Tensor> input_scale, int64_t n) {
+  const nvfp4::Nvfp4Kernels& kernels = choice.table();
   check_matrix(x, "x");
   const Element type = element(x, "x");
   const int64_t rows = x.size(0), k = x.size(1);
@@ -164,10 +144,10 @@ Tensor linear(Tensor x, Tensor weight, Tensor global_scale, std::optional<Tensor
   Tensor out = torch::stable::empty({rows, n}, x.scalar_type(), std::nullopt, x.device());
   float scale = 1.0f;
   if (layer.coding == Coding::nvfp4) {
-    scale = input_scale ? scalar(*input_scale, "input_scale") : global_scale_of(x, type);
+    scale = input_scale ? scalar(*input_scale, "input_scale") : global_scale_of(kernels, x, type);
   }
 
-  const int64_t digits = nvfp4::digits(layer.coding), chunk = kernels().rows_at_once(rows, layer.coding);
+  const int64_t digits = nvfp4::digits(layer.coding), chunk = kernels.rows_at_once(rows, layer.coding);
   const int64_t most = std::min(rows, chunk), tiles = (most * digits + nvfp4::kTileRows - 1) / nvfp4::kTileRows;
   const int64_t tile_bytes =
       k / nvfp4::kBlock * nvfp4::tile_block_bytes(nvfp4::kTileRows, nvfp4::has_block_scale(layer.coding));
@@ -182,12 +162,12 @@ Tensor linear(Tensor x, Tensor weight, Tensor global_scale, std::optional<Tensor
     auto* to = static_cast<uint8_t*>(out.mutable_data_ptr()) + first * n * size;
     const int64_t grain = std::max<int64_t>(1, (1 << 15) / std::max<int64_t>(k, 1));
     torch::stable::parallel_for(0, now, grain, [&](int64_t begin, int64_t end) {
-      kernels().encode(part, layer.coding, scale, begin, end, now, a, row_scale.data());
+      kernels.encode(part, layer.coding, scale, begin, end, now, a, row_scale.data());
     });
     torch::stable::parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
-      const int64_t bytes = kernels().panel_scratch_bytes(now, layer.coding);
+      const int64_t bytes = kernels.panel_scratch_bytes(now, layer.coding);
       uint8_t* scratch = static_cast<uint8_t*>(::operator new[](static_cast<size_t>(bytes), std::align_val_t{64}));
-      kernels().multiply(layer, a, row_scale.data(), now, to, type, begin, end, scratch);
+      kernels.multiply(layer, a, row_scale.data(), now, to, type, begin, end, scratch);
       ::operator delete[](scratch, std::align_val_t{64});
     });
   }
@@ -196,6 +176,7 @@ Tensor linear(Tensor x, Tensor weight, Tensor global_scale, std::optional<Tensor
 
 // Rows [64 * begin, min(n, 64 * end)) of a packed weight, transposed to (k, rows), without its global scale.
 Tensor decode(Tensor weight, int64_t k, int64_t n, int64_t begin, int64_t end, Tensor like) {
+  const nvfp4::Nvfp4Kernels& kernels = choice.table();
   check_packed(weight, k, n);
   STD_TORCH_CHECK(0 <= begin && begin < end && end <= weight.size(0), "nvfp4: panels ", begin, " to ", end, " of ",
                   weight.size(0));
@@ -207,8 +188,8 @@ Tensor decode(Tensor weight, int64_t k, int64_t n, int64_t begin, int64_t end, T
   torch::stable::parallel_for(begin, end, 1, [&](int64_t first, int64_t last) {
     for (int64_t p = first; p < last; ++p) {
       const int64_t at = (p - begin) * nvfp4::kPanel;
-      kernels().decode_panel(from + p * (k / nvfp4::kBlock) * nvfp4::kBlockBytes, k, type, to + at * element_size(type),
-                             columns, std::min(nvfp4::kPanel, columns - at));
+      kernels.decode_panel(from + p * (k / nvfp4::kBlock) * nvfp4::kBlockBytes, k, type, to + at * element_size(type),
+                           columns, std::min(nvfp4::kPanel, columns - at));
     }
   });
   return out;

@@ -5,28 +5,31 @@
 
 #include <cstdint>
 
-#include "isa.h"
+#include "choose.h"
 
 namespace sgl_kernels {
 namespace {
 
-// kind 0 is float32, 1 is bfloat16 dot products, 2 is 8-bit integer dot products; 0.0 where the core has no such
-// instruction, or SGL_KERNELS_CPU_ISA holds the kernels below it.
-double peak_gflops(int64_t kind) {
 #if defined(__x86_64__) && !defined(SGL_KERNELS_EMULATED)
-  const Isa level = isa_level();
-  if (kind == 0) {
-    return level >= Isa::avx512 ? peak_float32_avx512() : level >= Isa::avx2 ? peak_float32_avx2() : 0.0;
-  }
-  if (kind == 1) {
-    return level >= Isa::avx512bf16 ? peak_bfloat16_avx512bf16() : 0.0;
-  }
-  if (kind == 2) {
-    if (has_vnni()) return peak_int8_avx512vnni();
-    return level >= Isa::avx2 ? peak_int8_avx2() : 0.0;
-  }
+constexpr Peak kFloat32Avx2{peak_float32_avx2}, kFloat32Avx512{peak_float32_avx512};
+constexpr Peak kBfloat16{peak_bfloat16_avx512bf16};
+constexpr Peak kInt8Avx2{peak_int8_avx2}, kInt8Vnni{peak_int8_avx512vnni};
+constinit Choice<Peak> float32({{level::avx512, kFloat32Avx512}, {level::avx2, kFloat32Avx2}});
+constinit Choice<Peak> bfloat16({{level::avx512bf16, kBfloat16}});
+constinit Choice<Peak> int8({{level::avx512vnni, kInt8Vnni}, {level::avx2, kInt8Avx2}});
+
+const Peak* peak(int64_t kind) {
+  return kind == 0 ? float32.find() : kind == 1 ? bfloat16.find() : kind == 2 ? int8.find() : nullptr;
+}
+#else
+const Peak* peak(int64_t) { return nullptr; }
 #endif
-  return 0.0;
+
+// kind 0 is float32, 1 is bfloat16 dot products, 2 is 8-bit integer dot products; 0.0 where the level in force has no
+// such instruction.
+double peak_gflops(int64_t kind) {
+  const Peak* found = peak(kind);
+  return found == nullptr ? 0.0 : found->rate();
 }
 
 }  // namespace

@@ -12,6 +12,10 @@ double peak_float32_avx512();
 double peak_bfloat16_avx512bf16();  // vdpbf16ps: 32 products and 32 sums
 double peak_int8_avx512vnni();      // vpdpbusd: 64 products and 64 sums
 
+struct Peak {
+  double (*rate)();
+};
+
 inline double thread_seconds() {
   timespec now;
   clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);

@@ -16,6 +16,7 @@ constexpr int64_t kPiece = 1024;
 // activation(x) of the first `dim` columns, times `up`, or times x's columns from `dim` on where `halves`.
 Tensor activated(const char* op, Activation kind, const Tensor& x, const OptionalTensor& up, bool halves,
                  const OptionalTensor& given) {
+  const RowKernels& k = kernels();
   check_columns(op, "x", x);
   const Dtype dtype = row_dtype(op, "x", x);
   STD_TORCH_CHECK(!halves || x.size(-1) % 2 == 0, op, ": x has ", x.size(-1),
@@ -46,7 +47,7 @@ Tensor activated(const char* op, Activation kind, const Tensor& x, const Optiona
     const bool stream = should_stream(moved, result, kPiece * item);
     parallel_rows((elements + kPiece - 1) / kPiece, kPiece, [&](int64_t begin, int64_t end) {
       const int64_t offset = begin * kPiece * item, count = std::min(end * kPiece, elements) - begin * kPiece;
-      kernels().activate(
+      k.activate(
           {dtype, kind, stream, in + offset, 0, gated ? factor_in + offset : nullptr, 0, result + offset, 0, 1, count});
     });
     return output.finish();
@@ -54,9 +55,9 @@ Tensor activated(const char* op, Activation kind, const Tensor& x, const Optiona
   const bool stream = plan.should_stream(to, moved, result, row_bytes);
   parallel_rows(plan.rows(), dim, [&](int64_t begin, int64_t end) {
     plan.runs(begin, end, [&](const RowPlan::Run& run) {
-      kernels().activate({dtype, kind, stream, in + run.offset[from], plan.step(from),
-                          gated ? factor_in + run.offset[times] : nullptr, plan.step(times), result + run.offset[to],
-                          plan.step(to), run.rows, dim});
+      k.activate({dtype, kind, stream, in + run.offset[from], plan.step(from),
+                  gated ? factor_in + run.offset[times] : nullptr, plan.step(times), result + run.offset[to],
+                  plan.step(to), run.rows, dim});
     });
   });
   return output.finish();

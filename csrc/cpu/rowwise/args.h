@@ -164,7 +164,7 @@ struct LastApplyArgs {
   const float* lift;  // as in ChannelArgs, or null where it is 1 everywhere
 };
 
-struct Kernels {
+struct RowKernels {
   void (*affine)(const AffineArgs&);
   void (*plain)(const PlainArgs&);
   void (*norm)(const NormArgs&);
@@ -180,19 +180,19 @@ struct Kernels {
 };
 
 namespace baseline {
-extern const Kernels kKernels;
+extern const RowKernels kKernels;
 }
 namespace avx2 {
-extern const Kernels kKernels;
+extern const RowKernels kKernels;
 }
 namespace avx512 {
-extern const Kernels kKernels;
+extern const RowKernels kKernels;
 }
 namespace avx512bf16 {
-extern const Kernels kKernels;
+extern const RowKernels kKernels;
 }
 
-// The table for isa_level().
-const Kernels& kernels();
+// The table in force. An op asks once for each call: what one table prepared, another cannot read.
+const RowKernels& kernels();
 
 }  // namespace sgl_kernels

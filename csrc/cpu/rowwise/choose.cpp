@@ -1,25 +1,21 @@
-// Chooses the table of kernels for this machine.
-#include "isa.h"
+// The tables of the row kernels, the best first.
+#include "choose.h"
 #include "rowwise/args.h"
 
 namespace sgl_kernels {
+namespace {
 
-const Kernels& kernels() {
+constinit Choice<RowKernels> choice({
 #if defined(__x86_64__)
-  switch (isa_level()) {
-    case Isa::avx512:
-      return avx512::kKernels;
-    case Isa::avx512bf16:
-    case Isa::amx:
-      return avx512bf16::kKernels;
-    case Isa::avx2:
-      return avx2::kKernels;
-    default:
-      return baseline::kKernels;
-  }
-#else
-  return baseline::kKernels;  // on aarch64 the baseline is NEON
+    {level::avx512bf16, avx512bf16::kKernels},
+    {level::avx512, avx512::kKernels},
+    {level::avx2, avx2::kKernels},
 #endif
-}
+    {level::baseline, baseline::kKernels},
+});
+
+}  // namespace
+
+const RowKernels& kernels() { return choice.table(); }
 
 }  // namespace sgl_kernels

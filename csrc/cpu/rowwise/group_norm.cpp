@@ -86,6 +86,7 @@ struct Map {
 };
 
 struct Request {
+  const RowKernels& kernels;
   Dtype dtype;
   Activation activation;
   int64_t batch, channels, positions, groups;
@@ -109,7 +110,7 @@ void apply_channels_first(const Request& r, int64_t n, int64_t channel, const Ac
   const Map map = r.map_of(channel, statistics);
   const int64_t offset = (channel * r.positions + begin) * r.item();
   const char* from = r.x + n * r.from.batch_step + offset;
-  kernels().channel({r.dtype, r.activation, r.stream, from, r.out + n * r.to.batch_step + offset, end - begin, map.mean,
+  r.kernels.channel({r.dtype, r.activation, r.stream, from, r.out + n * r.to.batch_step + offset, end - begin, map.mean,
                      map.gain, map.shift, map.lift});
 }
 
@@ -123,7 +124,7 @@ void channels_first_by_group(const Request& r) {
       Accumulated statistics;
       for (int64_t e = 0; e < elements; e += kPieceElements) {
         const int64_t count = std::min(kPieceElements, elements - e);
-        statistics.merge(static_cast<double>(count), kernels().moments({r.dtype, x + e * r.item(), count, r.small()}));
+        statistics.merge(static_cast<double>(count), r.kernels.moments({r.dtype, x + e * r.item(), count, r.small()}));
       }
       for (int64_t c = group * r.width(); c < (group + 1) * r.width(); ++c) {
         apply_channels_first(r, n, c, statistics, 0, r.positions);
@@ -141,7 +142,7 @@ void channels_first_by_piece(const Request& r) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i / pieces / r.groups, group = i / pieces % r.groups, e = i % pieces * kPieceElements;
       const char* x = r.x + n * r.from.batch_step + (group * elements + e) * r.item();
-      parts[i] = kernels().moments({r.dtype, x, std::min(kPieceElements, elements - e), r.small()});
+      parts[i] = r.kernels.moments({r.dtype, x, std::min(kPieceElements, elements - e), r.small()});
     }
   });
   std::vector<Accumulated> statistics(groups);
@@ -167,7 +168,7 @@ void channels_last(const Request& r) {
     Scratch memory(2 * table * 4);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t n = i / pieces, p = i % pieces * rows;
-      kernels().last_moments({r.dtype, r.x + n * r.from.batch_step + p * r.from.position_step, r.from.position_step,
+      r.kernels.last_moments({r.dtype, r.x + n * r.from.batch_step + p * r.from.position_step, r.from.position_step,
                               std::min(rows, r.positions - p), r.channels, r.groups, r.small(), memory.floats(),
                               &parts[i * r.groups]});
     }
@@ -194,18 +195,18 @@ void channels_last(const Request& r) {
       }
     }
     if (!lifts.empty()) {
-      kernels().plain({{lift.data(), Dtype::f32}, r.dtype, false, r.channels, lifts.data() + n * table});
+      r.kernels.plain({{lift.data(), Dtype::f32}, r.dtype, false, r.channels, lifts.data() + n * table});
     }
     for (int64_t part = 0; part < 3; ++part) {
       const Param from = {plain.data() + part * table, Dtype::f32};
-      kernels().plain({from, r.dtype, false, r.channels, tables.floats() + (n * 3 + part) * table});
+      r.kernels.plain({from, r.dtype, false, r.channels, tables.floats() + (n * 3 + part) * table});
     }
   }
   parallel_rows(r.batch * r.positions, r.channels, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t n = begin / r.positions, p = begin % r.positions, count = std::min(end - begin, r.positions - p);
       const float* mean = tables.floats() + n * 3 * table;
-      kernels().last_apply({r.dtype, r.activation, r.stream, r.x + n * r.from.batch_step + p * r.from.position_step,
+      r.kernels.last_apply({r.dtype, r.activation, r.stream, r.x + n * r.from.batch_step + p * r.from.position_step,
                             r.from.position_step, r.out + n * r.to.batch_step + p * r.to.position_step,
                             r.to.position_step, count, r.channels, mean, mean + table, mean + 2 * table,
                             lifts.empty() ? nullptr : lifts.data() + n * table});
@@ -214,11 +215,11 @@ void channels_last(const Request& r) {
   });
 }
 
-std::vector<float> as_floats(const ParamTensor& param, int64_t size) {
+std::vector<float> as_floats(const RowKernels& kernels, const ParamTensor& param, int64_t size) {
   std::vector<float> values;
   if (param.present()) {
     values.resize(padded(size));
-    kernels().plain({param.at(0), Dtype::f32, true, size, values.data()});
+    kernels.plain({param.at(0), Dtype::f32, true, size, values.data()});
   }
   return values;
 }
@@ -252,7 +253,9 @@ Tensor group_norm_into(const Tensor& x, int64_t num_groups, OptionalTensor weigh
   const int64_t item = item_bytes(dtype), positions = x.numel() / (x.size(0) * channels);
   const int64_t adjacent = last ? to.position_step : positions * item;
   const bool stream = should_stream(2 * x.numel() * item, target.const_data_ptr(), adjacent | to.batch_step);
-  const Request request = {dtype,
+  const RowKernels& table = kernels();
+  const Request request = {table,
+                           dtype,
                            activation == "silu" ? Activation::silu : Activation::none,
                            x.size(0),
                            channels,
@@ -263,8 +266,8 @@ Tensor group_norm_into(const Tensor& x, int64_t num_groups, OptionalTensor weigh
                            static_cast<char*>(target.mutable_data_ptr()),
                            from,
                            to,
-                           as_floats(weight_param, channels),
-                           as_floats(bias_param, channels),
+                           as_floats(table, weight_param, channels),
+                           as_floats(table, bias_param, channels),
                            stream};
   if (last) {
     channels_last(request);

@@ -18,6 +18,7 @@ struct Request {
 };
 
 Tensor modulated(const Request& request) {
+  const RowKernels& k = kernels();
   const Tensor& x = request.x;
   check_columns(request.op, "x", x);
   const Dtype dtype = row_dtype(request.op, "x", x);
@@ -48,15 +49,14 @@ Tensor modulated(const Request& request) {
         shift_offset = run.offset[held_shift];
         const Param none = {nullptr, Dtype::f32};
         if (gated) {
-          kernels().plain({request.gain.at(gain_offset), dtype, false, dim, gain});
+          k.plain({request.gain.at(gain_offset), dtype, false, dim, gain});
         } else {
-          kernels().affine({none, none, request.gain.at(gain_offset), request.shift.at(shift_offset), 0.0f, dtype, dim,
-                            gain, shift});
+          k.affine({none, none, request.gain.at(gain_offset), request.shift.at(shift_offset), 0.0f, dtype, dim, gain,
+                    shift});
         }
       }
-      kernels().modulate({dtype, stream, in + run.offset[from], plan.step(from),
-                          gated ? base_in + run.offset[add] : nullptr, plan.step(add), result + run.offset[to],
-                          plan.step(to), run.rows, dim, gain, shift});
+      k.modulate({dtype, stream, in + run.offset[from], plan.step(from), gated ? base_in + run.offset[add] : nullptr,
+                  plan.step(add), result + run.offset[to], plan.step(to), run.rows, dim, gain, shift});
     });
   });
   return output.finish();

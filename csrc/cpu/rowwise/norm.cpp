@@ -33,8 +33,8 @@ struct Modulation {
 // Prepares gain and shift once per distinct pair of parameter rows, or takes weight and bias as they are.
 class Affine {
  public:
-  Affine(const Modulation& modulation, Norm norm, Dtype order, int64_t dim, float* memory)
-      : modulation_(modulation), order_(order), dim_(dim), gain_(memory) {
+  Affine(const RowKernels& kernels, const Modulation& modulation, Norm norm, Dtype order, int64_t dim, float* memory)
+      : kernels_(kernels), modulation_(modulation), order_(order), dim_(dim), gain_(memory) {
     const bool shifted = norm == Norm::layer || modulation.bias.present() || modulation.shift.present();
     shift_ = shifted ? memory + padded(dim) : nullptr;
     // For one row of 16384 fp32 columns the preparation cost as much as the norm.
@@ -53,8 +53,8 @@ class Affine {
     }
     scale_offset_ = scale_offset;
     shift_offset_ = shift_offset;
-    kernels().affine({modulation_.weight.at(0), modulation_.bias.at(0), modulation_.scale.at(scale_offset),
-                      modulation_.shift.at(shift_offset), modulation_.weight_offset, order_, dim_, gain_, shift_});
+    kernels_.affine({modulation_.weight.at(0), modulation_.bias.at(0), modulation_.scale.at(scale_offset),
+                     modulation_.shift.at(shift_offset), modulation_.weight_offset, order_, dim_, gain_, shift_});
   }
   const float* gain() const { return ready_gain_ != nullptr ? ready_gain_ : gain_; }
   const float* shift() const { return ready_gain_ != nullptr ? ready_shift_ : shift_; }
@@ -62,6 +62,7 @@ class Affine {
  private:
   static bool is_plain(const ParamTensor& param) { return param.present() && param.at(0).dtype == Dtype::f32; }
 
+  const RowKernels& kernels_;
   const Modulation& modulation_;
   const float *ready_gain_ = nullptr, *ready_shift_ = nullptr;
   Dtype order_;
@@ -73,6 +74,7 @@ class Affine {
 
 Tensor normalised(const char* op, const Tensor& x, const Modulation& modulation, Norm norm, double eps,
                   const OptionalTensor& given) {
+  const RowKernels& k = kernels();
   const Dtype dtype = row_dtype(op, "x", x);
   const int64_t dim = x.size(-1), row_bytes = dim * item_bytes(dtype);
   const Tensor rows = with_adjacent_columns(x);
@@ -87,11 +89,11 @@ Tensor normalised(const char* op, const Tensor& x, const Modulation& modulation,
   const bool stream = plan.should_stream(to, 2 * plan.rows() * row_bytes, result, row_bytes);
   parallel_rows(plan.rows(), dim, [&](int64_t begin, int64_t end) {
     Scratch memory(Affine::floats(dim) * 4);
-    Affine affine(modulation, norm, dtype, dim, memory.floats());
+    Affine affine(k, modulation, norm, dtype, dim, memory.floats());
     plan.runs(begin, end, [&](const RowPlan::Run& run) {
       affine.at(run.offset[scale], run.offset[shift]);
-      kernels().norm({dtype, norm, stream, in + run.offset[from], plan.step(from), result + run.offset[to],
-                      plan.step(to), run.rows, dim, static_cast<float>(eps), affine.gain(), affine.shift()});
+      k.norm({dtype, norm, stream, in + run.offset[from], plan.step(from), result + run.offset[to], plan.step(to),
+              run.rows, dim, static_cast<float>(eps), affine.gain(), affine.shift()});
     });
   });
   return output.finish();
@@ -134,6 +136,7 @@ std::tuple<Tensor, Tensor> residual_into(const Tensor& residual, const Tensor& x
                                          OptionalTensor scale, OptionalTensor shift, OptionalTensor weight,
                                          OptionalTensor bias, double eps, std::string norm_name,
                                          OptionalTensor given_out, OptionalTensor given_sums) {
+  const RowKernels& k = kernels();
   const char* op = "residual_gate_norm_scale_shift";
   check_columns(op, "x", x);
   check_same_shape(op, "residual", residual, "x", x);
@@ -163,7 +166,7 @@ std::tuple<Tensor, Tensor> residual_into(const Tensor& residual, const Tensor& x
   parallel_rows(plan.rows(), 2 * dim, [&](int64_t begin, int64_t end) {
     const int64_t affine_bytes = Affine::floats(dim) * 4, gate_bytes = padded(dim) * 4;
     Scratch memory(affine_bytes + gate_bytes + (stream ? kResidualRows * padded(dim) * item_bytes(dtype) : 0));
-    Affine affine(modulation, norm, dtype, dim, memory.floats());
+    Affine affine(k, modulation, norm, dtype, dim, memory.floats());
     float* prepared_gate = reinterpret_cast<float*>(memory.bytes() + affine_bytes);
     char* keep = memory.bytes() + affine_bytes + gate_bytes;
     int64_t gate_offset = -1;
@@ -171,7 +174,7 @@ std::tuple<Tensor, Tensor> residual_into(const Tensor& residual, const Tensor& x
       affine.at(run.offset[held_scale], run.offset[held_shift]);
       if (run.offset[held_gate] != gate_offset) {
         gate_offset = run.offset[held_gate];
-        kernels().plain({gate_param.at(gate_offset), dtype, false, dim, prepared_gate});
+        k.plain({gate_param.at(gate_offset), dtype, false, dim, prepared_gate});
       }
       const NormArgs norm_args = {dtype,
                                   norm,
@@ -185,8 +188,8 @@ std::tuple<Tensor, Tensor> residual_into(const Tensor& residual, const Tensor& x
                                   static_cast<float>(eps),
                                   affine.gain(),
                                   affine.shift()};
-      kernels().residual_norm({norm_args, residual_in + run.offset[base], plan.step(base), x_in + run.offset[from],
-                               plan.step(from), sums + run.offset[sum], plan.step(sum), prepared_gate, keep});
+      k.residual_norm({norm_args, residual_in + run.offset[base], plan.step(base), x_in + run.offset[from],
+                       plan.step(from), sums + run.offset[sum], plan.step(sum), prepared_gate, keep});
     });
   });
   return {normed.finish(), summed.finish()};

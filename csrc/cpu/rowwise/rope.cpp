@@ -39,7 +39,8 @@ class Rotation {
   Rotation(const char* op, const char* name, const Tensor& x, const OptionalTensor& weight, const char* weight_name,
            bool normalise, double eps, const Tables& tables, bool interleaved, const char* out_name,
            const OptionalTensor& given)
-      : tables_(tables),
+      : kernels_(kernels()),
+        tables_(tables),
         weight_(op, weight_name, weight, x.size(3)),
         rows_(with_adjacent_columns(x)),
         out_(op, out_name, x, sizes_of(x), given),
@@ -74,7 +75,7 @@ class Rotation {
     float* cos = gain + rope_gain_size(dim_);
     float* sin = cos + table;
     if (normalise_) {
-      kernels().rope_gain({weight_.at(0), dtype_, interleaved_, dim_, tables_.rotary, gain});
+      kernels_.rope_gain({weight_.at(0), dtype_, interleaved_, dim_, tables_.rotary, gain});
     }
     const char* in = static_cast<const char*>(rows_.const_data_ptr());
     char* result = static_cast<char*>(out_.tensor().mutable_data_ptr());
@@ -84,11 +85,11 @@ class Rotation {
         cos_offset = run.offset[cos_];
         sin_offset = run.offset[sin_];
         const int64_t half = tables_.rotary / 2;
-        kernels().plain({tables_.cos.at(cos_offset), dtype_, interleaved_, half, cos});
-        kernels().plain({tables_.sin.at(sin_offset), dtype_, interleaved_, half, sin});
+        kernels_.plain({tables_.cos.at(cos_offset), dtype_, interleaved_, half, cos});
+        kernels_.plain({tables_.sin.at(sin_offset), dtype_, interleaved_, half, sin});
       }
-      kernels().rope({dtype_, interleaved_, stream_, normalise_, in + run.offset[from_], plan_.step(from_),
-                      result + run.offset[to_], plan_.step(to_), run.rows, dim_, tables_.rotary, eps_, gain, cos, sin});
+      kernels_.rope({dtype_, interleaved_, stream_, normalise_, in + run.offset[from_], plan_.step(from_),
+                     result + run.offset[to_], plan_.step(to_), run.rows, dim_, tables_.rotary, eps_, gain, cos, sin});
     });
     if (stream_) {
       finish_streaming();  // not in the kernel, which is called for each token
@@ -96,6 +97,7 @@ class Rotation {
   }
 
  private:
+  const RowKernels& kernels_;
   const Tables& tables_;
   ParamTensor weight_;
   Tensor rows_;

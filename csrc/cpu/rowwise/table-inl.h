@@ -1,4 +1,4 @@
-// Every kernel of one instruction set, as the table rowwise/args.h declares. Included by fused_*.cpp and nothing else.
+// Every kernel of one instruction set, as the table rowwise/args.h declares. Included by rowwise/kernels_*.cpp and nothing else.
 #pragma once
 
 #include "rowwise/group_norm-inl.h"
@@ -7,8 +7,8 @@
 namespace sgl_kernels {
 namespace SGL_ISA {
 
-extern const Kernels kKernels;
-const Kernels kKernels = {
+extern const RowKernels kKernels;
+const RowKernels kKernels = {
     .affine = prepare_affine,
     .plain = prepare_plain,
     .norm = norm,

@@ -55,11 +55,10 @@ class Requires:
                 return Rejected(
                     Reason.CAPABILITY, f"needs capability {_span(low, high)}, device is {found[0]}.{found[1]}"
                 )
-        if self.archs and device.arch not in self.archs:
+        arch = device.processor or device.arch  # what holds our own kernels down holds nobody else's
+        if self.archs and arch not in self.archs:
             wanted = ", ".join(sorted(self.archs))
-            return Rejected(
-                Reason.CAPABILITY, f"needs {wanted}, device is {device.arch or 'of unknown arch'}"
-            )
+            return Rejected(Reason.CAPABILITY, f"needs {wanted}, device is {arch or 'of unknown arch'}")
         return None
 
 

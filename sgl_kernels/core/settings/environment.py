@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import Any
 
+from sgl_kernels.core.environment import process
 from sgl_kernels.core.names.backends import did_you_mean
 
 from .layer import Located
+from .variable import coerce
 from .variables import BY_KEY, BY_NAME, PREFIXES, READ_ELSEWHERE
-
-if TYPE_CHECKING:
-    pass
 
 _PATH_KINDS = ("path", "absolute path", "paths")
 
@@ -26,6 +25,16 @@ def from_env(environ: Mapping[str, str]) -> Located:
             layer[row.key] = text
             layer.where[row.key] = f"environment {name}"
     return layer
+
+
+def one(key: str) -> Any:
+    """A single setting as the process's environment has it, for a question that comes before all are read.
+
+    Raises ConfigError for a value that does not parse.
+    """
+    row = BY_KEY[key]
+    text = process().get(row.name, "").strip()
+    return coerce(row, text, row.name) if text else row.default
 
 
 def built_in(environ: Mapping[str, str]) -> Located:
@@ -44,7 +53,7 @@ def built_in(environ: Mapping[str, str]) -> Located:
 
 def expand(layer: Located, environ: Mapping[str, str]) -> Located:
     """A copy in which a leading '~' of every path is the home directory."""
-    result = Located(layer, layer.where)
+    result = Located(layer, layer.where, layer.read)
     for key, value in layer.items():
         row = BY_KEY.get(key)
         if row is None or row.kind not in _PATH_KINDS or not isinstance(value, str | list | tuple):
@@ -53,7 +62,7 @@ def expand(layer: Located, environ: Mapping[str, str]) -> Located:
             parts = value.split(os.pathsep) if row.kind == "paths" else [value]
             result[key] = os.pathsep.join(_expand_path(part, environ) for part in parts)
         else:
-            result[key] = [_expand_path(part, environ) if isinstance(part, str) else part for part in value]
+            result[key] = tuple(_expand_path(p, environ) if isinstance(p, str) else p for p in value)
     return result
 
 

@@ -104,6 +104,7 @@ def _layer(data: Mapping[str, Any], lines: Lines, path: str) -> Located:
     for keys, value in _leaves(data, ()):
         key = ".".join(keys)
         layer[key] = value
+        layer.read.add(key)  # by the schema
         layer.where[key] = f"file {path}:{lines[keys]}"
         if key == "rules":
             layer.where |= {f"rules.{i}": f"file {path}:{lines[('rules', i)]}" for i in range(len(value))}

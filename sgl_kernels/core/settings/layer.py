@@ -17,11 +17,20 @@ Layer = Mapping[str, object]
 
 
 class Located(dict[str, object]):
-    """A layer that knows where each key came from: 'environment SGL_KERNELS_STRICT', 'file cfg.yaml:12'."""
+    """A layer that knows where each key came from: 'environment SGL_KERNELS_STRICT', 'file cfg.yaml:12'.
 
-    def __init__(self, values: Mapping[str, object] = {}, where: Mapping[str, str] = {}) -> None:
+    `read` holds the keys whose values are checked and typed already; nothing reads them again.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, object] = {},
+        where: Mapping[str, str] = {},
+        read: Collection[str] = (),
+    ) -> None:
         super().__init__(values)
         self.where: dict[str, str] = dict(where)
+        self.read: set[str] = set(read)
 
 
 POLICY_FIELDS: dict[str, Variable] = {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 
 from sgl_kernels.core import log
+from sgl_kernels.core.environment import process
 from sgl_kernels.core.names.backends import KnownNames
 
 from . import environment
@@ -20,7 +20,7 @@ def load_settings(
 ) -> Settings:
     """The settings of this process: built-in values, configuration file, environment, command-line flags.
 
-    The one place that reads os.environ. With the process's own environment (`environ` None) it also sets
+    With the process's own environment (`environ` None) it also sets
     the level of our logger, and reads the tuning tables that are named. Names that look like ours and are not
     are reported once, as a warning.
     `known_backends` are further backend names; None asks the registry, and only for a name that is not ours.
@@ -29,7 +29,7 @@ def load_settings(
     """
     own = environ is None
     known = _registered if known_backends is None else known_backends
-    actual: Mapping[str, str] = os.environ if environ is None else environ
+    actual: Mapping[str, str] = process() if environ is None else environ
     built_in = environment.built_in(actual)
     variables = environment.expand(environment.from_env(actual), actual)
     chosen = environment.expand(Located(flags or {}, getattr(flags, "where", {})), actual)

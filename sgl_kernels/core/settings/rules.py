@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.names.backends import KnownNames, did_you_mean
@@ -15,8 +16,12 @@ from .variable import coerce
 RULE_KEYS: tuple[str, ...] = ("op", "role", "layer", "shape", "backends")
 
 
-def read_rules(value: object, label: str, where: Mapping[str, str], known: KnownNames) -> list[Rule]:
+def read_rules(
+    value: object, label: str, where: Mapping[str, str], known: KnownNames, is_read: bool = False
+) -> list[Rule]:
     """Rules for a list of mappings with the keys of RULE_KEYS; one about a group becomes one for each op.
+
+    `is_read`: the schema of files has checked and typed what is in them.
 
     Raises ConfigError for an unknown key, op, role, shape class or backend, with the nearest match.
     """
@@ -31,13 +36,15 @@ def read_rules(value: object, label: str, where: Mapping[str, str], known: Known
         if isinstance(item, Rule):
             result.append(item)
         elif isinstance(item, Mapping):
-            result.extend(_read_rule(item, origin, subject, known))
+            result.extend(_read_rule(item, origin, subject, known, is_read))
         else:
             raise ConfigError(f"{subject} is {item!r}; expected a mapping with {', '.join(RULE_KEYS)}")
     return result
 
 
-def _read_rule(item: Mapping[str, object], origin: str, subject: str, known: KnownNames) -> list[Rule]:
+def _read_rule(
+    item: Mapping[str, Any], origin: str, subject: str, known: KnownNames, is_read: bool
+) -> list[Rule]:
     for key in item:
         if key not in RULE_KEYS:
             raise ConfigError(
@@ -46,7 +53,9 @@ def _read_rule(item: Mapping[str, object], origin: str, subject: str, known: Kno
             )
     if item.get("backends") is None:
         raise ConfigError(f"{subject} has no 'backends'; a rule says which backends its calls prefer")
-    prefer = coerce(POLICY_FIELDS["backends"], item["backends"], f"{subject}.backends", known)
+    prefer = item["backends"]
+    if not is_read:
+        prefer = coerce(POLICY_FIELDS["backends"], prefer, f"{subject}.backends", known)
     name = _word(item, "op", subject) or "attention"
     try:
         ops = policy_ops(scope_of(name))

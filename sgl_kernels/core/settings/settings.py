@@ -139,22 +139,19 @@ class Settings:
             "trace.level": trace_level,
             "check": check,
         }
-        named: set[str] = set()  # an OpPolicy is already made of canonical names
+        read: set[str] = set()  # an OpPolicy is made of values
         for name, wanted in (per_op or {}).items():
             scope = scope_of(name)
             if isinstance(wanted, OpPolicy):
-                named |= {*wanted.prefer, *wanted.deny}
-                layer |= {f"{scope}.backends": wanted.prefer, f"{scope}.deny": wanted.deny}
-                layer |= {f"{scope}.strict": wanted.strict, f"{scope}.allow_lossy": wanted.allow_lossy}
+                policy: dict[str, object] = {"backends": wanted.prefer, "deny": wanted.deny}
+                policy |= {"strict": wanted.strict, "allow_lossy": wanted.allow_lossy}
+                layer |= {f"{scope}.{name}": value for name, value in policy.items()}
+                read |= {f"{scope}.{name}" for name in policy}
             else:
                 layer[f"{scope}.backends"] = wanted
         draft = _Draft(self, known_ops)
-        draft.apply(origin, layer, (lambda: named | {*_known(known_backends)}) if named else known_backends)
+        draft.apply(origin, Located(layer, read=read), known_backends)
         return draft.settings()
-
-
-def _known(known: KnownNames) -> Iterable[str]:
-    return known() if callable(known) else known
 
 
 class _Draft:
@@ -173,7 +170,7 @@ class _Draft:
 
     def apply(self, label: str, layer: Layer, known: KnownNames) -> None:
         """Write one layer over what is there. Inside a layer, ops win over groups, groups over 'default'."""
-        where = layer.where if isinstance(layer, Located) else {}
+        where, is_read = (layer.where, layer.read) if isinstance(layer, Located) else ({}, ())
         for key in sorted(layer, key=specificity):
             value, origin = layer[key], where.get(key, label)
             subject = subject_of(key, origin)
@@ -181,19 +178,19 @@ class _Draft:
             if value is None:
                 continue
             split = split_policy_key(key)
+            row = POLICY_FIELDS[split[1]] if split is not None else BY_KEY.get(key)
+            if row is not None and key not in is_read:
+                value = coerce(row, value, subject, known)
             if split is not None:
-                ops = self._ops(split[0], origin)
-                self._apply_policy(
-                    ops, split[1], coerce(POLICY_FIELDS[split[1]], value, subject, known), origin
-                )
+                self._apply_policy(self._ops(split[0], origin), split[1], value, origin)
             elif key.startswith("options."):
-                self._apply_options(key, value, subject, known)
+                self._apply_options(key, value, subject, None if key in is_read else known)
             elif key != "rules":
-                self.values[key] = coerce(BY_KEY[key], value, subject, known)
+                self.values[key] = value
             self.origins[key] = origin
         rules = layer.get("rules")
         if rules is not None:  # last, because a preference in this layer removes only weaker rules
-            self.rules = read_rules(rules, label, where, known) + self.rules
+            self.rules = read_rules(rules, label, where, known, "rules" in is_read) + self.rules
 
     def _ops(self, scope: str, origin: str) -> tuple[str, ...]:
         try:
@@ -212,10 +209,12 @@ class _Draft:
         if name == "backends":
             self.rules = [rule for rule in self.rules if rule.op not in ops]
 
-    def _apply_options(self, key: str, value: object, subject: str, known: KnownNames) -> None:
+    def _apply_options(self, key: str, value: object, subject: str, known: KnownNames | None) -> None:
         if not isinstance(value, Mapping):
             raise ConfigError(f"{subject} is {value!r}; expected a mapping from option to value")
-        names = coerce(POLICY_FIELDS["backends"], key.removeprefix("options."), subject, known)
+        names = (key.removeprefix("options."),)
+        if known is not None:  # None: the name is a backend's own already
+            names = coerce(POLICY_FIELDS["backends"], names[0], subject, known)
         for name in names:
             merged = dict(self.options.get(name, ())) | dict(freeze(value))
             self.options[name] = tuple(sorted(merged.items()))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from sgl_kernels.core.device import PLATFORMS
 from sgl_kernels.core.log import LEVELS
+from sgl_kernels.core.names import levels
+from sgl_kernels.core.names.platforms import PLATFORMS
 
 from .variable import Variable
 
@@ -315,7 +316,7 @@ OWN = _section(
         "choice",
         None,
         "Instruction set our CPU kernels are held down to",
-        choices=("baseline", "avx2", "avx512", "avx512bf16", "amx", "neon"),
+        choices=tuple(levels.LEVELS),
         in_file=False,
         default_text="best present",
     ),

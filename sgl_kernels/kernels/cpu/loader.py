@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import logging
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,17 +20,37 @@ OPS = (
     *INTO, *(f"{op}_out" for op in INTO), "attention", "attention_heads_first", "attention_varlen",
     "sage_attention", "linear",
     "linear_unsupported_reason", "nvfp4_level", "nvfp4_quantize", "nvfp4_linear", "nvfp4_decode", "isa_level",
-    "peak_gflops",
+    "set_isa", "peak_gflops",
 )  # fmt: skip
 """What the library defines. One without all of them is of other sources, or of none, and serves nothing."""
+
+Said = Callable[[], str | None]
+
+
+def _nothing() -> None:
+    return None
+
+
+_library: Said = _nothing
+_level: Said = _nothing
 
 _lock = threading.Lock()
 _outcome: list[str | None] = []  # empty until the first load; then its reason, or None for success
 
 
+def ask(library: Said, level: Said) -> None:
+    """Whom to ask for a library in place of the package's own, and for the level that settings name.
+
+    Nothing here imports sgl_kernels: the build loads what it made by this file alone. Until somebody says whom to ask,
+    nothing is said.
+    """
+    global _library, _level
+    _library, _level = library, level
+
+
 def library_path() -> Path | None:
     """The library file to load, or None where none was built."""
-    named = os.environ.get(LIBRARY_VARIABLE)
+    named = _library()
     if named:
         return Path(named)
     return next(iter(sorted(PACKAGE.glob("_cpu.*so"))), None)
@@ -61,8 +82,19 @@ def _load() -> str | None:
         said = why_not_built()
         return f"the C++ extension was not built{': ' if said else ''}{said}"
     if not path.is_file():
-        named = f", which {LIBRARY_VARIABLE} names," if os.environ.get(LIBRARY_VARIABLE) else ""
+        named = f", which {LIBRARY_VARIABLE} names," if _library() else ""
         return f"the C++ extension {path}{named} does not exist"
+    reason = open_library(path)
+    if reason is None:
+        try:
+            _hold_down(_level())
+        except ValueError as error:  # a level that is none
+            reason = f"the C++ extension {path.name} does not load: {str(error).splitlines()[0]}"
+    return reason
+
+
+def open_library(path: Path) -> str | None:
+    """Loads one file into torch; the answer is None, or what is wrong with it."""
     try:
         torch.ops.load_library(str(path))
     except (OSError, RuntimeError) as error:
@@ -74,8 +106,27 @@ def _load() -> str | None:
         return (
             f"the C++ extension {path.name} was built from other sources: it lacks {', '.join(lacking[:3])}"
         )
-    try:
-        torch.ops.sgl_kernels_cpu.isa_level()
-    except RuntimeError as error:  # the settings name no instruction set, or one that this machine lacks
-        return f"the C++ extension {path.name} does not load: {str(error).splitlines()[0]}"
     return None
+
+
+def follow() -> None:
+    """The settings name another level: the library takes it on, or is loaded anew where it could not be."""
+    with _lock:
+        if _outcome and _outcome[0] is None:
+            try:
+                level = _level()
+            except ValueError:
+                return  # of an environment that is not read yet: whoever reads it complains
+            _hold_down(level, release=True)
+        else:
+            _outcome.clear()
+
+
+def _hold_down(level: str | None, release: bool = False) -> None:
+    if level is None and not release:
+        return  # the library begins with the best that the processor has
+    found = torch.ops.sgl_kernels_cpu.set_isa(level or "")
+    if level is not None and found != level:
+        logging.getLogger("sgl_kernels").warning(
+            "SGL_KERNELS_CPU_ISA is %r, which this machine lacks; the kernels run at %r", level, found
+        )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
 import signal
 import subprocess
@@ -11,6 +10,8 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from sgl_kernels.core.environment import process
 
 MARK = "@sgl_kernels "  # vendors print at import: only lines that start so are ours
 START_S = 120.0  # for the interpreter and torch; a cold disk can take a minute
@@ -86,7 +87,7 @@ def _one_child(names: Sequence[str], timeout_s: float) -> dict[str, Outcome]:
 def _environment() -> dict[str, str]:
     """The child's environment: an unusable setting is reported by doctor itself, not by every backend."""
     hidden = ("SGLANG_DIFFUSION_ATTENTION_BACKEND", "SGLANG_DIFFUSION_ATTENTION_CONFIG")
-    return {k: v for k, v in os.environ.items() if k not in hidden}
+    return {k: v for k, v in process().items() if k not in hidden}
 
 
 def _forward(child: subprocess.Popen[str], lines: queue.Queue[str | None]) -> None:

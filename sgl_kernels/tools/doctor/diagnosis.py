@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import shlex
 import shutil
@@ -28,6 +27,7 @@ from sgl_kernels.core.device import (
     target_device,
     torch_device,
 )
+from sgl_kernels.core.environment import process, variable
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.registry import Registry, registry
 from sgl_kernels.core.selection.implementation import Implementation
@@ -93,7 +93,7 @@ def examine(
 
     `device` asks about another machine: then nothing is imported, for nothing could run.
     """
-    problems = settings_problems(os.environ if environ is None else environ)
+    problems = settings_problems(process() if environ is None else environ)
     here = probe(torch_device(best_platform()))
     target = device or here
     by_backend = {
@@ -177,10 +177,10 @@ def key_module() -> Finding:
 
 def extension_fix() -> str:
     """What builds the extension: the command, with the sources this package came from where they are still there."""
-    if os.environ.get(LIBRARY_VARIABLE):
+    if variable(LIBRARY_VARIABLE):
         return f"unset {LIBRARY_VARIABLE}, or name a library that works"
     install = f"{_python()} -m pip install --no-deps --force-reinstall --no-cache-dir"
-    compiler = shlex.split(os.environ.get("CXX", "g++"))[:1]
+    compiler = shlex.split(variable("CXX") or "g++")[:1]
     needs = (
         "" if compiler and shutil.which(compiler[0]) else "install a C++20 compiler (g++ 11 or newer), then: "
     )

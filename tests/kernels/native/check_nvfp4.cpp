@@ -11,7 +11,7 @@ using namespace sgl_kernels::nvfp4;
 
 namespace {
 
-const Kernels& k = baseline::kKernels;
+const Nvfp4Kernels& k = baseline::kKernels;
 constexpr double kValues[16] = {0, .5, 1, 1.5, 2, 3, 4, 6, -0., -.5, -1, -1.5, -2, -3, -4, -6};
 int failures = 0;
 

@@ -48,7 +48,7 @@ std::vector<char> row_of(Dtype dtype, int dim) {
 }
 
 void check(Dtype dtype, int dim, double limit) {
-  const Kernels& k = baseline::kKernels;
+  const RowKernels& k = baseline::kKernels;
   const std::vector<char> x = row_of(dtype, dim);
   std::vector<char> out(x.size());
   std::vector<float> gain(padded(dim)), shift(padded(dim));

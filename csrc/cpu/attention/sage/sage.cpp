@@ -3,7 +3,7 @@
 
 #include "attention/call.h"
 #include "attention/sage/args.h"
-#include "isa.h"
+#include "choose.h"
 
 namespace sgl_kernels::attention {
 namespace {
@@ -11,13 +11,13 @@ namespace {
 constexpr int64_t kMostChannels = 1024;
 constexpr int32_t kTaskRows = 128;
 
-const SageKernels& sage_kernels() {
+constinit Choice<SageKernels> choice({
 #if defined(__x86_64__)
-  if (has_vnni()) return kSageVnni;
-  if (isa_level() >= Isa::avx2) return kSageAvx2;
+    {level::avx512vnni, kSageVnni},
+    {level::avx2, kSageAvx2},
 #endif
-  return kSageBaseline;
-}
+    {level::baseline, kSageBaseline},
+});
 
 // A head's queries in tasks, the same for every head. K and V are packed already, so short tasks lose nothing.
 std::vector<Task> tasks_of_head(const Problem& p, int32_t panel, int64_t wanted) {
@@ -39,7 +39,7 @@ std::vector<Task> tasks_of_head(const Problem& p, int32_t panel, int64_t wanted)
 // One head after the other, its bytes staying in the cache, as far as every thread has heads enough to work on;
 // otherwise all threads share the steps of all heads.
 void run_sage(const Problem& p, bool int8_values) {
-  const SageKernels& s = sage_kernels();
+  const SageKernels& s = choice.table();
   const int64_t threads = torch::stable::get_num_threads();
   const int64_t heads = int64_t{p.batch} * p.kv_heads;
   const bool by_head = heads % threads == 0 || heads >= 4 * threads;
