@@ -244,7 +244,7 @@ def build_key(library: Path, objects: Path) -> None:
         "-std=c++20",
         "-fPIC",
         "-fvisibility=hidden",
-        "-O2",
+        "-O3",
     ]
     flags += ["-Wall", f"-ffile-prefix-map={ROOT}/=", "-isystem", include]
     flags += ["-isystem", str(torch_root() / "include")]

@@ -255,6 +255,8 @@ PyObject* is_plain(PyObject*, PyObject* const* args, Py_ssize_t count) {
   return PyBool_FromLong(plain);
 }
 
+#include "looks.h"
+
 // connect(table, is_grad_enabled, is_any_autocast_enabled, requires_grad, Tensor, Parameter, forward_ad, autocast_of)
 PyObject* connect(PyObject*, PyObject* args) {
   PyObject *capsule, *grad, *autocast, *property, *tensor, *parameter, *variables, *cast;
@@ -294,6 +296,11 @@ PyMethodDef methods[] = {
     {"builder", builder, METH_VARARGS, "builder(number, kinds, slow) -> key(backend, arguments)"},
     {"is_plain", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(is_plain)), METH_FASTCALL,
      "is_plain(*tensors) -> bool"},
+    {"is_near", reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(is_near)), METH_FASTCALL,
+     "is_near(mean, rstd, far) -> bool, or None: ask torch"},
+    {"is_finite", is_finite, METH_O, "is_finite(tensor) -> bool, or None: ask torch"},
+    {"has_no_odd_row", has_no_odd_row, METH_O, "has_no_odd_row(tensor) -> bool, or None: ask torch"},
+    {"bounds", bounds, METH_O, "bounds(tensor) -> (lowest, highest, whether one is 0), or None: ask torch"},
     {"connect", connect, METH_VARARGS,
      "connect(table, is_grad_enabled, is_any_autocast_enabled, requires_grad, Tensor, Parameter, forward_ad, "
      "autocast_of)"},

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._library.autograd import Info, make_autograd_impl
 
 from sgl_kernels.core.wrapping.autocast import cast_arguments
 
@@ -130,10 +129,7 @@ def _define_backward(op: Op, head: str, eager: Callable[..., Any], derive: Calla
     torch.library.register_fake(f"{NAMESPACE}::{name}", backward_fake, lib=_LIBRARY)
     overload = getattr(getattr(torch.ops, NAMESPACE), name).default
 
-    def setup_context(
-        ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[str, Any], output: Any
-    ) -> None:
-        values = op.canonical(*inputs)
+    def setup_context(ctx: Any, values: tuple[Any, ...]) -> None:
         tensors = [v if isinstance(v, Tensor) else None for v in values]
         ctx.save_for_backward(*tensors)
         ctx.plain = [None if isinstance(v, Tensor) else v for v in values]
@@ -158,7 +154,7 @@ def _define_derivatives(
     word, and inside torch.func.grad it raises; both are met where a transform is called inside a compiled function.
     """
     overload = getattr(getattr(torch.ops, NAMESPACE), op.name).default
-    graded = make_autograd_impl(overload, Info(backward, setup_context))
+    graded = _gradient(op, overload, backward, setup_context)
 
     def derived(keys: Any, *args: Any, backend: str | None = None) -> Any:
         if carries_derivative(*args):
@@ -172,3 +168,37 @@ def _define_derivatives(
     # For graphs that open a forward-mode level: what runs them may not know that any level is open.
     _LIBRARY.define(str(overload._schema).partition("::")[2].replace(op.name, f"{op.name}_derived", 1))
     _LIBRARY.impl(f"{op.name}_derived", derive, "CompositeImplicitAutograd")
+
+
+def _gradient(
+    op: Op, overload: Any, backward: Callable[..., Any], setup_context: Callable[..., None]
+) -> Callable[..., Any]:
+    """The kernel graded(keys, *args, backend): the op itself, and `backward` where a gradient may be asked for.
+
+    What torch.library.register_autograd makes is the same, behind a private name if it is to be wrapped.
+    """
+
+    def below(keys: Any, args: tuple[Any, ...], backend: str | None) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload.redispatch(keys & torch._C._after_autograd_keyset, *args, backend=backend)
+
+    class Graded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Any:
+            *values, keys, backend = args
+            out = below(keys, tuple(values), backend)
+            setup_context(ctx, tuple(values))
+            return out
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+            return (*backward(ctx, *grads), None, None)
+
+    Graded.__name__ = f"GeneratedBackwardFor_{NAMESPACE}_{op.name}"
+
+    def graded(keys: Any, *args: Any, backend: str | None = None) -> Any:
+        if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in args):
+            return Graded.apply(*op.canonical(*args), keys, backend)
+        return below(keys, args, backend)
+
+    return graded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -28,6 +29,24 @@ _RANKS_OF = {layout: ranks for ranks, layout in RANKS.items()}
 SCALARS = ("weight_scale_2", "input_scale")
 
 
+class _Seen:
+    """The block scales on a device that were looked at, by identity. A copy or a pickle has seen none."""
+
+    def __init__(self) -> None:
+        self._scales: weakref.ref[Tensor] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Seen, ()
+
+    def has(self, scales: Tensor) -> bool:
+        """Whether it was these."""
+        return self._scales is not None and self._scales() is scales
+
+    def add(self, scales: Tensor | None) -> None:
+        """It was these; None: forget."""
+        self._scales = None if scales is None else weakref.ref(scales)
+
+
 class NVFP4Linear(nn.Module):
     """nn.Linear with an NVFP4 or MXFP4 weight, named in a state dict as ModelOpt names it.
 
@@ -43,7 +62,8 @@ class NVFP4Linear(nn.Module):
     On a CPU the first forward repacks the weight: it is held once, in the layout the C++ kernel reads. The exchange is
     one assignment, so threads that share the layer see the one or the other. `weight`, `weight_scale` and state_dict()
     always give the linear layout above; reading one of the two attributes puts the layer back into it.
-    Scales are held to the rule of ScaledTensor: load_state_dict refuses others.
+    Scales are held to the rule of ScaledTensor: load_state_dict refuses others where the host can read them, and on a
+    device the first forward does.
     """
 
     weight_scale_2: Tensor | None
@@ -73,6 +93,7 @@ class NVFP4Linear(nn.Module):
                 f"NVFP4Linear: in_features is {in_features}, expected a multiple of {self.format.block}; leave this "
                 "layer in its own precision"
             )
+        self._seen = _Seen()
         self.in_features, self.out_features, self.activation = in_features, out_features, activation
         data, scale = ScaledTensor.storage_shapes(self.format, (out_features, in_features), "linear")
         with torch.inference_mode(False):
@@ -135,6 +156,7 @@ class NVFP4Linear(nn.Module):
         if value.global_scale is not None:
             held["weight_scale_2"] = value.global_scale.reshape(())
         self.__dict__["_buffers"] = {**self._buffers, **held}  # one store: nobody sees half of it
+        self._seen.add(held["weight_scale"] if value.examined else None)
 
     def quantised_weight(self) -> ScaledTensor:
         """The weight as it is held now."""
@@ -147,7 +169,17 @@ class NVFP4Linear(nn.Module):
         if layout not in ("linear", "cpu_packed"):  # ranks made up
             sizes = ScaledTensor.storage_shapes(self.format, shape, layout)
             data, scale = data.reshape(sizes[0]), scale.reshape(sizes[1])
-        return ScaledTensor(data, scale, held["weight_scale_2"], self.format, shape, layout, checked=True)
+        known = torch.compiler.is_compiling() or self._is_examined(held)
+        return ScaledTensor(data, scale, held["weight_scale_2"], self.format, shape, layout, checked=known)
+
+    def _is_examined(self, held: dict[str, Tensor | None]) -> bool:
+        """In CPU memory whoever set the buffers has looked at them; on a device the first use does."""
+        scale = held["weight_scale"]
+        return scale is None or scale.is_cpu or self._seen.has(scale)
+
+    def _note(self, held: dict[str, Tensor | None], weight: ScaledTensor) -> None:
+        if not torch.compiler.is_compiling() and weight.examined and not self._is_examined(held):
+            self._seen.add(held["weight_scale"])
 
     def calibrate(self, input_scale: float | Tensor | None) -> None:
         """Fix the global scale of activations (decode direction, amax / 2688); None measures it in every call."""
@@ -175,7 +207,10 @@ class NVFP4Linear(nn.Module):
 
     def prepare(self) -> None:
         """Repack the weight for the kernels of its device. forward does it when first called."""
-        held = self.quantised_weight()
+        buffers = self._buffers
+        held = self._scaled(buffers)
+        held.examine("NVFP4Linear: weight")
+        self._note(buffers, held)
         layout = preferred_layout(held, self.activation)
         if layout != held.layout:
             self._convert(held, layout)
@@ -202,9 +237,12 @@ class NVFP4Linear(nn.Module):
         calibrated = self.input_scale if self._calibrated and self.activation == "nvfp4" else None
         if self.pre_quant_scale is not None:
             x = (x * self.pre_quant_scale).to(x.dtype)
-        return nvfp4_linear(
-            x, self.quantised_weight(), self.bias, activation=self.activation, input_scale=calibrated
-        )
+        held = self._buffers
+        weight = self._scaled(held)
+        out = nvfp4_linear(x, weight, self.bias, activation=self.activation, input_scale=calibrated)
+        if not x.is_cpu:
+            self._note(held, weight)
+        return out
 
     def _apply(self, fn: Any, recurse: bool = True) -> NVFP4Linear:
         """Moves keep bytes and scales as they are: .half() on a model must not convert them."""
@@ -221,6 +259,7 @@ class NVFP4Linear(nn.Module):
             self.__dict__["_buffers"] = before
             raise
         self.__dict__["_buffers"] = moved
+        self._seen.add(moved["weight_scale"] if held.examined else None)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -244,6 +283,7 @@ class NVFP4Linear(nn.Module):
         if (factors is None) != (self.pre_quant_scale is None):  # the checkpoint decides, as for input_scale
             device = self._buffers["weight"].device  # type: ignore[union-attr]
             self.pre_quant_scale = None if factors is None else torch.ones(self.in_features, device=device)
+        self._seen.add(None)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )

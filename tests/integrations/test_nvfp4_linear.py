@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import pickle
 
 import pytest
 import torch
@@ -177,3 +178,14 @@ def test_a_bad_weight_leaves_the_model_as_it_was():
     with pytest.raises(ValueError, match=r"layer 'inner.2'.*NaN"):
         quantize_model(model)
     assert type(model.inner[0]) is nn.Linear
+
+
+def test_a_copy_knows_nothing_of_scales_that_were_seen():
+    """What was looked at is known by identity, which no copy, pickle or other tensor inherits."""
+    layer = NVFP4Linear(64, 8)
+    layer._seen.add(layer._buffers["weight_scale"])
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert not other._seen.has(other._buffers["weight_scale"])
+    assert layer._seen.has(layer._buffers["weight_scale"])
+    layer.load_state_dict(layer.state_dict())
+    assert not layer._seen.has(layer._buffers["weight_scale"])

@@ -15,7 +15,7 @@ from sgl_kernels.core.selection.packages import installed_version
 from sgl_kernels.core.selection.verdict import Reason
 from sgl_kernels.core.settings import Settings
 from tests.backends import npu_ops
-from tests.simulated import device, end_to_end
+from tests.simulated import device, end_to_end, scales
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,3 +82,12 @@ def test_a_broken_torch_npu_leaves_the_call_to_the_floor(monkeypatch):
         (selection,) = dispatcher.selections.values()
     assert selection.chosen == "torch_sdpa" and selection.rejected("ascend").reason is Reason.LOAD
     torch.testing.assert_close(out.cpu(), sgl_kernels.attention(q, q, q), rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("change", scales.SPOILT)
+def test_scales_on_the_device_are_refused_at_their_first_use(change):
+    scales.refused(change, "npu")
+
+
+def test_scales_on_the_device_are_looked_at_once(monkeypatch):
+    scales.looked_at_once("npu", monkeypatch)

@@ -74,6 +74,8 @@ def nvfp4_dequantize(
         raise TypeError(
             f"nvfp4_dequantize: x is {type(x).__name__}, expected a ScaledTensor from nvfp4_quantize"
         )
+    if not is_compiling():
+        x.examine("nvfp4_dequantize: x")
     x = to_layout(x, "linear")
     args = (x.data, x.block_scale, x.global_scale, x.format.name, short(dtype))
     return _dequantize(args, None, backend)  # type: ignore[no-any-return]

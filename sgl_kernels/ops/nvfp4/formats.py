@@ -62,7 +62,7 @@ class ScaledTensor:
     A block scale is 0 or more, or NaN (not in "cpu_packed"): these decode to zeros and NaN whatever the codes. With
     its sign bit set it is no NVFP4, since tensor cores read these scales without a sign: ValueError. So is a global
     scale that is not positive and finite. Both are checked where the host can read them: in CPU memory here, on other
-    devices when a weight is first brought into the layout of its kernels. `checked`: it has been done.
+    devices when a weight is first used, which waits for the device once. `checked`: it has been done.
     """
 
     data: Tensor
@@ -74,6 +74,8 @@ class ScaledTensor:
     checked: InitVar[bool] = False
     prepared: dict[str, ScaledTensor] = field(default_factory=dict, init=False, repr=False)
     """Copies in other layouts that a backend asked for, made once; see api.nvfp4_linear."""
+    examined: bool = field(default=False, init=False, repr=False)
+    """Whether the scales have been looked at, or were said to be checked."""
 
     def __post_init__(self, checked: bool) -> None:
         if self.layout not in LAYOUTS:
@@ -97,11 +99,24 @@ class ScaledTensor:
         if self.global_scale is not None and self.global_scale.numel() != 1:
             raise ValueError(f"global_scale has shape {tuple(self.global_scale.shape)}; expected one value")
         self._check_shapes()
-        if not checked:
+        if checked:
+            self._remember(True)
+        else:
             self.check_scales()
 
-    def check_scales(self, anywhere: bool = False) -> None:
-        """Raise ValueError for scales that are none. anywhere=True waits for an accelerator to say."""
+    def examine(self, name: str) -> None:
+        """check_scales, once for this object and on any device, before its first use as the argument `name`.
+
+        Not while a graph is recorded, where nobody may wait for the device: the next use outside of it asks.
+        """
+        if not self.examined and not self.data.is_meta and not _capturing(self.device):
+            self.check_scales(anywhere=True, of=f"{name}: ")
+
+    def check_scales(self, anywhere: bool = False, of: str = "") -> None:
+        """Raise ValueError for scales that are none. anywhere=True waits for an accelerator to say.
+
+        of: who asks, as the message begins.
+        """
         if torch.compiler.is_compiling():
             return
         packed = self.layout == "cpu_packed"  # whose kernels have no NaN among their scales
@@ -111,7 +126,17 @@ class ScaledTensor:
             ("global_scale", scales_fault(None, self.global_scale, anywhere=anywhere)),
         ):
             if fault:
-                raise ValueError(f"{name} {fault}")
+                raise ValueError(f"{of}{name} {fault}")
+        looked_at = [t for t in (held, self.global_scale) if t is not None and t.numel()]
+        self._remember(all(_readable(t, anywhere) for t in looked_at))
+
+    def _remember(self, examined: bool) -> None:
+        object.__setattr__(self, "examined", examined)
+
+    def same_as(self, other: ScaledTensor) -> ScaledTensor:
+        """Itself, which holds the value of `other` in another form: what was examined there need not be here."""
+        self._remember(self.examined or (other.examined and not other.data.is_meta))
+        return self
 
     def __repr__(self) -> str:
         shape = ", ".join(map(str, self.shape))
@@ -183,7 +208,8 @@ class ScaledTensor:
     def map(self, fn: Callable[[Tensor], Tensor]) -> ScaledTensor:
         """Apply `fn` (a move or a clone) to every tensor."""
         scale = None if self.global_scale is None else fn(self.global_scale)
-        return replace(self, data=fn(self.data), block_scale=fn(self.block_scale), global_scale=scale)
+        moved = replace(self, data=fn(self.data), block_scale=fn(self.block_scale), global_scale=scale)
+        return moved.same_as(self)
 
     def to(self, device: torch.device | str) -> ScaledTensor:
         """The same value on another device."""
@@ -214,6 +240,12 @@ def _readable(t: Tensor, anywhere: bool) -> bool:
     if not (t.is_cpu or (anywhere and not t.is_meta)) or type(t) not in PLAIN or not t.numel():
         return False
     return not is_wrapped(t)
+
+
+def _capturing(device: torch.device) -> bool:
+    """Whether the device records a graph, during which nobody may wait for it."""
+    asks = getattr(getattr(torch, device.type, None), "is_current_stream_capturing", None)
+    return asks is not None and bool(asks())
 
 
 def ceil_to(n: int, multiple: int) -> int:

@@ -36,14 +36,13 @@ def to_layout(x: ScaledTensor, layout: str) -> ScaledTensor:
     if x.layout == layout:
         return x
     if x.layout != "linear":
-        x = _to_linear(x)
-    return x if layout == "linear" else _from_linear(x, layout)
+        x = _to_linear(x).same_as(x)
+    return x if layout == "linear" else _from_linear(x, layout).same_as(x)
 
 
 def _from_linear(x: ScaledTensor, layout: str) -> ScaledTensor:
     ScaledTensor.storage_shapes(x.format, x.shape, layout)  # raises for what is not a matrix
-    if x.device.type not in ("cpu", "meta") and not _capturing(x.device):
-        x.check_scales(anywhere=True)  # one wait, when a weight is prepared
+    x.examine(f"to_layout({layout!r})")  # one wait, when a weight is prepared
     if layout == "cpu_packed":
         return _pack(x)
     if layout == "trtllm_shuffled":
@@ -62,11 +61,6 @@ def _from_linear(x: ScaledTensor, layout: str) -> ScaledTensor:
     tall = 128 if layout == "swizzled_128x4" else 8
     scale = _swizzle(_bytes(x.block_scale), tall).view(x.block_scale.dtype)
     return replace(x, block_scale=scale, layout=layout)
-
-
-def _capturing(device: torch.device) -> bool:
-    """Whether a CUDA graph is being recorded, where nobody may wait for the device."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _to_linear(x: ScaledTensor) -> ScaledTensor:

@@ -18,7 +18,12 @@ OP = "nvfp4_linear"
 
 
 def for_device(weight: ScaledTensor, activation: str = "bf16") -> ScaledTensor:
-    """The weight in the layout that its device's own kernels read, converted once and remembered."""
+    """The weight in the layout that its device's own kernels read, converted once and remembered.
+
+    Its scales are checked before the first use, also where the layout stays: nobody could read them on a device before.
+    """
+    if not weight.examined:
+        weight.examine("nvfp4_linear: weight")
     layout = preferred_layout(weight, activation)
     if layout == weight.layout:
         return weight

@@ -40,13 +40,14 @@ def test_a_scale_with_a_sign_is_no_scale(byte, layout):
 
 
 def test_what_is_said_to_be_checked_can_be_checked_later():
-    """As a weight on an accelerator is, when it is brought into the layout of its kernels."""
     w = weight()
     raw = w.block_scale.view(torch.uint8).clone()
     raw[2, 2] = 0xC0
     held = ScaledTensor(w.data, raw.view(NVFP4.scale_dtype), w.global_scale, NVFP4, w.shape, checked=True)
-    with pytest.raises(ValueError, match="block_scale has 1 negative"):
-        held.check_scales(anywhere=True)
+    assert w.examined and held.examined
+    held.examine("weight")  # it was said to be checked
+    with pytest.raises(ValueError, match=r"^weight: block_scale has 1 negative"):
+        held.check_scales(anywhere=True, of="weight: ")
     with pytest.raises(ValueError, match="block_scale has 1 negative"):
         to_layout(held, "swizzled_128x4")
     w.check_scales(anywhere=True)
