@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from sgl_kernels.backends._extension import absent, extension
-from sgl_kernels.core.device import cpu_arch
+from sgl_kernels.core.device import Device, cpu_arch
 from sgl_kernels.core.selection.implementation import Implementation
 from sgl_kernels.core.selection.requires import FLOATS, Requires
 from sgl_kernels.core.selection.verdict import Reason, Rejected
+from sgl_kernels.ops.nvfp4.facts import LinearFacts, QuantizeFacts
 from sgl_kernels.ops.nvfp4.layouts import PANEL
-from sgl_kernels.ops.nvfp4.spec import LinearFacts, QuantizeFacts
 
+LAYOUT = "cpu_packed"
 CPU = Requires(platforms=frozenset({"cpu"}), dtypes=FLOATS)
 DECODED_ROWS = {
     "avx512vbmi": {torch.float32: 48},
@@ -94,11 +95,16 @@ def _rejects_quantize(f: QuantizeFacts) -> Rejected | None:
     return None
 
 
+def _layout(f: LinearFacts, device: Device) -> str | None:
+    """Whatever the activation: the floor, which serves mxfp4, reads it as well."""
+    return LAYOUT if f.format == "nvfp4" else None
+
+
 def _rejects_linear(f: LinearFacts) -> Rejected | None:
-    if f.layout != "cpu_packed":
+    if f.layout != LAYOUT:
         return Rejected(
             Reason.FEATURE,
-            f"needs the weight in layout 'cpu_packed', it is {f.layout!r}",
+            f"needs the weight in layout {LAYOUT!r}, it is {f.layout!r}",
             "nvfp4_linear packs once",
         )
     if f.activation == "mxfp4":
@@ -114,7 +120,7 @@ IMPLEMENTATIONS = (
     ),
     Implementation(
         op="nvfp4_linear", backend="cpu", rank=50, load=_load_linear, requires=CPU, rejects=_rejects_linear,
-        absent=absent,
+        absent=absent, layout=_layout,
         doc="AVX-512 VNNI, AVX2, SSE2 or NEON: W4A16, W4A8 and exact W4A4",
     ),
 )  # fmt: skip

@@ -27,8 +27,8 @@ from sgl_kernels.core.selection.requires import HALF, Requires
 from sgl_kernels.core.selection.verdict import Reason, Rejected
 from sgl_kernels.core.settings import Settings
 from sgl_kernels.ops.nvfp4 import reference
+from sgl_kernels.ops.nvfp4.facts import LinearFacts
 from sgl_kernels.ops.nvfp4.layouts import swizzle_scales
-from sgl_kernels.ops.nvfp4.spec import LinearFacts
 
 VARIABLE = "SGLANG_DIFFUSION_FLASHINFER_FP4_GEMM_BACKEND"
 DATACENTER = frozenset({"sm100", "sm103"})
@@ -178,6 +178,15 @@ def _load_scaled_mm(config: Any) -> Callable[..., Tensor]:
     return run
 
 
+def _layout(layout: str) -> Callable[[LinearFacts, Device], str | None]:
+    """Of an NVFP4 weight, whatever the activation and its size: who reads any layout serves its other calls."""
+
+    def wanted(f: LinearFacts, device: Device) -> str | None:
+        return layout if f.format == "nvfp4" else None
+
+    return wanted
+
+
 def _rejects(layout: str, kernel: str = "") -> Callable[[LinearFacts], Rejected | None]:
     def rejects(f: LinearFacts) -> Rejected | None:
         if f.activation != "nvfp4" or f.format != "nvfp4":
@@ -224,6 +233,7 @@ def _implementation(backend: str) -> Implementation:
             platforms=frozenset({"cuda"}), archs=archs, dtypes=dtypes, packages=("flashinfer-python>=0.4",)
         ),
         rejects=_rejects(layout, kernel),
+        layout=_layout(layout),
         rejects_on=_rejects_on(kernel),
         enabled=_enabled(backend),
         bugs=bugs_of(backend, "nvfp4_linear"),
@@ -241,6 +251,7 @@ IMPLEMENTATIONS = (
         load=_load_scaled_mm,
         requires=Requires(platforms=frozenset({"cuda"}), archs=BLACKWELL, dtypes=HALF),
         rejects=_rejects("swizzled_128x4"),
+        layout=_layout("swizzled_128x4"),
         rank=20,
         proof="contract",
         doc="torch._scaled_mm (cuBLASLt) on packed fp4",

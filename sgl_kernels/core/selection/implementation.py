@@ -59,6 +59,9 @@ class Implementation:
     load_out: Callable[[Any], Callable[..., Any]] | None = (
         None  # as `load`, but run takes out=(tensors), of any strides, fills them and returns what the op returns
     )
+    layout: Callable[[Any, Device], str | None] | None = (
+        None  # (facts, device) -> the layout in which it reads a packed weight; None: the one that it lies in
+    )
     configs: Callable[[Any, Device], Sequence[Any]] | None = None  # [0] is the heuristic default
     options: Mapping[str, str] = field(default_factory=dict)  # option of the settings -> what it does
     launches_on_current_device: bool = False  # Triton and friends: compose a device guard
