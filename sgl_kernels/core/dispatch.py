@@ -14,7 +14,7 @@ import torch
 from sgl_kernels.core.names.backends import resolve_names
 from sgl_kernels.core.selection.implementation import Implementation
 from sgl_kernels.core.selection.packages import VersionOf, installed_version
-from sgl_kernels.core.selection.policy import OpPolicy, Scope, attention_shape_class
+from sgl_kernels.core.selection.policy import OpPolicy, Scope
 from sgl_kernels.core.selection.select import reading_packed, select
 from sgl_kernels.core.selection.tuning import TuningRecord, TuningTable, load_tables
 from sgl_kernels.core.selection.verdict import Reason, Rejected, Selection, UnsupportedError
@@ -169,8 +169,9 @@ class Dispatcher:
 
     def policy(self, op: Op, facts: Any) -> OpPolicy:
         """The policy that holds for a call in this scope."""
-        shape = attention_shape_class(facts.sq, facts.sk) if hasattr(facts, "sk") else ""
-        return self.settings.policy(op.name, self.scope, shape)
+        return self.settings.policy(
+            op.name, self.scope, "" if op.shape_class is None else op.shape_class(facts)
+        )
 
     def decide(
         self,
