@@ -20,9 +20,9 @@ from torch import Tensor
 
 from sgl_kernels.backends._attention import feature, shape
 from sgl_kernels.backends._bugs import bugs_of
-from sgl_kernels.backends._order import ONLY_WHEN_NAMED
+from sgl_kernels.backends._order import NTH, ONLY_WHEN_NAMED
 from sgl_kernels.core.device import Device
-from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.implementation import Implementation, Place
 from sgl_kernels.core.selection.requires import HALF, Requires
 from sgl_kernels.core.selection.verdict import Reason, Rejected
 from sgl_kernels.core.settings import Settings
@@ -91,14 +91,17 @@ ORDER: tuple[Row, ...] = (
         "FlashInfer's own `auto` before cuDNN 9.15; the other kernels are not built for SM110",
     ),
 )  # fmt: skip
-_PLACE = {(arch, size): row.order for row in ORDER for arch in row.archs for size in row.rows}
+_ROWS = {(arch, size): row for row in ORDER for arch in row.archs for size in row.rows}
 
 
 def _rank(backend: str) -> Callable[[Any, Device], int]:
     def rank(facts: LinearFacts, device: Device) -> int:
         size = "few" if facts.m <= 8 else ("some" if facts.m < 8192 else "many")
-        order = _PLACE.get((device.arch, size), ())
-        return 90 - 10 * order.index(backend) if backend in order else ONLY_WHEN_NAMED
+        row = _ROWS.get((device.arch, size))
+        if row is None or backend not in row.order:
+            return ONLY_WHEN_NAMED
+        place = row.order.index(backend)
+        return Place(90 - 10 * place, f"{NTH[place]} on {device.arch} for {size} rows: {row.evidence}")
 
     return rank
 
@@ -252,7 +255,7 @@ IMPLEMENTATIONS = (
         requires=Requires(platforms=frozenset({"cuda"}), archs=BLACKWELL, dtypes=HALF),
         rejects=_rejects("swizzled_128x4"),
         layout=_layout("swizzled_128x4"),
-        rank=20,
+        rank=Place(20, "reads a swizzled weight as it is, which our Triton kernel would undo in every call"),
         proof="contract",
         doc="torch._scaled_mm (cuBLASLt) on packed fp4",
     ),

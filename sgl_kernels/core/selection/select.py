@@ -59,7 +59,7 @@ def select(
         candidates.append(Candidate(name, rejected, note))
         if rejected is None and not chosen:
             chosen = name
-            why = _why(name, named, policy, tuned, note)
+            why = _why(name, named, policy, tuned, getattr(rank, "evidence", note))
             if tuned is not None and tuned.backend == name and tuned.config:
                 config = tuned.config
             elif implementation.configs is not None:
@@ -115,7 +115,7 @@ def _in_order(
     return (by_name[name] for name in dict.fromkeys(names))
 
 
-def _why(name: str, named: Sequence[str], policy: OpPolicy, tuned: TuningRecord | None, note: str) -> str:
+def _why(name: str, named: Sequence[str], policy: OpPolicy, tuned: TuningRecord | None, place: str) -> str:
     if name in named:
         return "call argument"
     if name in policy.prefer:
@@ -123,7 +123,7 @@ def _why(name: str, named: Sequence[str], policy: OpPolicy, tuned: TuningRecord 
         return f"prefer[{policy.prefer.index(name)}]{origin}"
     if tuned is not None and tuned.backend == name:
         return f"tuned {tuned.median_ms:.3f} ms"
-    return note
+    return place
 
 
 def _rejects_here(
