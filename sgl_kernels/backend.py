@@ -1,7 +1,8 @@
 """What a backend is declared with: the one module that another distribution's backend imports.
 
 `Implementation` says what serves an op, `Requires` what must be there, `Rejected` with a `Reason` why a call is turned
-away, `Bug` which releases get what wrong, `Fidelity` whether the answer is exact. HALF and FLOATS are sets of dtypes.
+away, `Bug` which releases get what wrong, `Fidelity` whether the answer is exact, `Place` a rank and what it rests on.
+HALF and FLOATS are sets of dtypes.
 The facts of each op are what `rejects`, `rank` and `configs` are asked with. docs/adding-a-backend.md shows a whole
 backend, and `sgl_kernels.testing.check_backend` tests one.
 """
@@ -12,6 +13,7 @@ from sgl_kernels.core.device import Device as Device
 from sgl_kernels.core.selection.bugs import Bug as Bug
 from sgl_kernels.core.selection.implementation import Fidelity as Fidelity
 from sgl_kernels.core.selection.implementation import Implementation as Implementation
+from sgl_kernels.core.selection.implementation import Place as Place
 from sgl_kernels.core.selection.requires import FLOATS as FLOATS
 from sgl_kernels.core.selection.requires import HALF as HALF
 from sgl_kernels.core.selection.requires import Requires as Requires

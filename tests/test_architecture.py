@@ -115,6 +115,36 @@ def test_the_package_imports_nothing_of_the_checkout_around_it():
     assert not found
 
 
+def _words(path: Path) -> Iterator[tuple[int, str]]:
+    """The text constants of a file that are no docstrings."""
+    tree = ast.parse(path.read_text())
+    prose = {
+        id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in prose:
+            yield node.lineno, node.value
+
+
+def test_core_names_no_backend_and_no_op():
+    """Outside names/, which holds the words and does nothing with them."""
+    from sgl_kernels.core.device import PLATFORMS
+    from sgl_kernels.core.names.backends import ALIASES, CANONICAL
+    from sgl_kernels.core.names.ops import OP_GROUPS, OPS
+    from sgl_kernels.core.registry import registry
+
+    names = {*CANONICAL, *ALIASES, *registry.backends(), *OPS, *OP_GROUPS} - {*PLATFORMS, "torch"}
+    core = PACKAGE / "core"
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {word!r}"
+        for path in _files(".py")
+        if core in path.parents and core / "names" not in path.parents
+        for line, word in _words(path)
+        if word in names
+    ]
+    assert not found
+
+
 def test_no_file_is_longer_than_400_lines():
     long = {
         str(p.relative_to(ROOT)): n

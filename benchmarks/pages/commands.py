@@ -20,8 +20,9 @@ def docs(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write the generated tables of README.md and docs/, and docs/performance.md from the committed results."""
-    from benchmarks.pages import performance, tables
+    """Write the generated tables of README.md and docs/, and from the committed results docs/performance.md and
+    sgl_kernels/data/measured.json."""
+    from benchmarks.pages import measured, performance, tables
 
     if not (root / "docs").is_dir():
         raise typer.BadParameter(
@@ -31,6 +32,9 @@ def docs(
         path: tables.refreshed(path.read_text("utf-8"), str(path)) for path in tables.marked_files(root)
     }
     wanted[root / "docs" / "performance.md"] = performance.render(root / RESULTS)
+    data = root / "sgl_kernels" / "data"
+    if data.is_dir():
+        wanted[data / "measured.json"] = measured.render(root / RESULTS)
     stale = [p for p, text in wanted.items() if not p.is_file() or p.read_text("utf-8") != text]
     if not check:
         for path in stale:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sgl_kernels.core.device import Device
+from sgl_kernels.core.selection.implementation import Place
 
 ONLY_WHEN_NAMED = -10
 """The rank of a backend the table does not list: below the torch floor, so it runs only when it is named.
@@ -121,7 +122,8 @@ ORDER: tuple[Row, ...] = (
 OURS = 30
 """The rank of our Triton kernels (backends/triton.py), which a row may name: who follows them ranks below."""
 
-_PLACE = {(row.family, row.group): row.order for row in ORDER}
+_ROWS = {(row.family, row.group): row for row in ORDER}
+NTH = ("first", "second", "third", "fourth", "fifth")
 FAMILIES = {
     "sm75": "turing",
     "sm80": "ampere", "sm86": "ampere_consumer", "sm87": "ampere_consumer", "sm89": "ada", "sm90": "hopper",
@@ -149,10 +151,14 @@ def rank(backend: str, group: str) -> Callable[[Any, Device], int]:
     """
 
     def ranked(facts: Any, device: Device) -> int:
-        order = _PLACE.get((family(device), group), ())
-        if backend not in order:
+        row = _ROWS.get((family(device), group))
+        if row is None or backend not in row.order:
             return ONLY_WHEN_NAMED
+        order = row.order
         place, ours = order.index(backend), order.index("triton") if "triton" in order else len(order)
-        return 90 - 10 * place if place < ours else OURS - 10 * (place - ours)
+        return Place(
+            90 - 10 * place if place < ours else OURS - 10 * (place - ours),
+            f"{NTH[place]} on {row.family}: {row.evidence}",
+        )
 
     return ranked

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from sgl_kernels.backends._extension import absent, extension
+from sgl_kernels.backends._measured import measured
 from sgl_kernels.core.device import Device
 from sgl_kernels.core.selection.implementation import Implementation, Rank
 from sgl_kernels.core.selection.requires import FLOATS, Requires
@@ -54,7 +55,7 @@ def _implementation(op: str, doc: str, rank: Rank = FIRST) -> Implementation:
     return Implementation(
         op=op,
         backend="cpu",
-        rank=rank,
+        rank=measured("cpu", op, rank),
         load=_loader(op),
         load_out=_loader_out(op),
         requires=CPU,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sgl_kernels.backends._attention import default_scale, feature, shape
 from sgl_kernels.backends._extension import absent, extension
+from sgl_kernels.backends._measured import measured
 from sgl_kernels.backends._order import ONLY_WHEN_NAMED, rank
 from sgl_kernels.core.device import Device
 from sgl_kernels.core.selection.implementation import Fidelity, Implementation
@@ -186,7 +187,7 @@ IMPLEMENTATIONS = (
             requires=CPU,
             absent=absent,
             rejects=_countable_heads if op == "attention_varlen" else _countable,
-            rank=placed,
+            rank=measured("cpu", op, placed),
             doc="blocked online softmax in C++: AVX-512 (BF16 dot on AMD), AVX2, SSE2 or NEON",
         )
         for op, load, placed in (

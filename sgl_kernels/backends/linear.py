@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sgl_kernels.backends._extension import absent, extension
+from sgl_kernels.backends._measured import measured
 from sgl_kernels.backends.cpu import BEHIND, CPU, FIRST, TINY
 from sgl_kernels.core.device import Device, cpu_arch
 from sgl_kernels.core.selection.implementation import Implementation
@@ -82,7 +83,7 @@ IMPLEMENTATIONS = (
         doc="plain torch",
     ),
     Implementation(
-        op="linear", backend="cpu", rank=_rank, load=_load, requires=CPU, absent=absent,
+        op="linear", backend="cpu", rank=measured("cpu", "linear", _rank), load=_load, requires=CPU, absent=absent,
         doc="tiles of our own from AVX2 on, activation fused; with AVX-512 torch's product of bf16, and our GELU",
     ),
 )  # fmt: skip

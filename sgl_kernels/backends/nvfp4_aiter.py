@@ -16,12 +16,13 @@ from torch import Tensor
 from sgl_kernels.backends._attention import feature, shape
 from sgl_kernels.backends._bugs import bugs_of
 from sgl_kernels.backends.aiter import INSTALL, _Amds
-from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.device import Device
+from sgl_kernels.core.selection.implementation import Implementation, Place
 from sgl_kernels.core.selection.verdict import Rejected
 from sgl_kernels.ops.nvfp4 import reference
+from sgl_kernels.ops.nvfp4.facts import LinearFacts
 from sgl_kernels.ops.nvfp4.formats import ceil_to
 from sgl_kernels.ops.nvfp4.layouts import aiter_scales
-from sgl_kernels.ops.nvfp4.spec import LinearFacts
 
 LAYOUT = "aiter_shuffled"
 TILE_N, TILE_K = 128, 256
@@ -82,6 +83,11 @@ def _rejects(f: LinearFacts) -> Rejected | None:
     return None
 
 
+def _layout(f: LinearFacts, device: Device) -> str | None:
+    shuffled = f._replace(layout=LAYOUT)
+    return LAYOUT if _rejects(shuffled) is None else None
+
+
 IMPLEMENTATIONS = (
     Implementation(
         op="nvfp4_linear",
@@ -92,8 +98,9 @@ IMPLEMENTATIONS = (
             install=INSTALL,
         ),
         rejects=_rejects,
+        layout=_layout,
         bugs=bugs_of("aiter", "nvfp4_linear"),
-        rank=50,  # assembly written for this chip, before our Triton kernel (30), which nobody has timed
+        rank=Place(50, "assembly written for gfx950, before our Triton kernel, which nobody has timed there"),
         proof="contract",
         doc="AITER's gemm_a4w4: MXFP4 by MXFP4 on gfx950",
     ),

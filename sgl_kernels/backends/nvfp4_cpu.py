@@ -9,13 +9,17 @@ import torch
 from torch import Tensor
 
 from sgl_kernels.backends._extension import absent, extension
-from sgl_kernels.core.device import cpu_arch
-from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.device import Device, cpu_arch
+from sgl_kernels.core.selection.implementation import Implementation, Place
 from sgl_kernels.core.selection.requires import FLOATS, Requires
 from sgl_kernels.core.selection.verdict import Reason, Rejected
+from sgl_kernels.ops.nvfp4.facts import LinearFacts, QuantizeFacts
 from sgl_kernels.ops.nvfp4.layouts import PANEL
-from sgl_kernels.ops.nvfp4.spec import LinearFacts, QuantizeFacts
 
+LAYOUT = "cpu_packed"
+PLACE = Place(
+    50, "products of packed integers, where torch decodes the weight: benchmarks/notes/cpu_nvfp4.md"
+)
 CPU = Requires(platforms=frozenset({"cpu"}), dtypes=FLOATS)
 DECODED_ROWS = {
     "avx512vbmi": {torch.float32: 48},
@@ -94,11 +98,16 @@ def _rejects_quantize(f: QuantizeFacts) -> Rejected | None:
     return None
 
 
+def _layout(f: LinearFacts, device: Device) -> str | None:
+    """Whatever the activation: the floor, which serves mxfp4, reads it as well."""
+    return LAYOUT if f.format == "nvfp4" else None
+
+
 def _rejects_linear(f: LinearFacts) -> Rejected | None:
-    if f.layout != "cpu_packed":
+    if f.layout != LAYOUT:
         return Rejected(
             Reason.FEATURE,
-            f"needs the weight in layout 'cpu_packed', it is {f.layout!r}",
+            f"needs the weight in layout {LAYOUT!r}, it is {f.layout!r}",
             "nvfp4_linear packs once",
         )
     if f.activation == "mxfp4":
@@ -108,13 +117,13 @@ def _rejects_linear(f: LinearFacts) -> Rejected | None:
 
 IMPLEMENTATIONS = (
     Implementation(
-        op="nvfp4_quantize", backend="cpu", rank=50, load=_load_quantize, requires=CPU, rejects=_rejects_quantize,
+        op="nvfp4_quantize", backend="cpu", rank=PLACE, load=_load_quantize, requires=CPU, rejects=_rejects_quantize,
         absent=absent,
         doc="AVX-512, AVX2, SSE2 or NEON, bit-equal to the reference",
     ),
     Implementation(
-        op="nvfp4_linear", backend="cpu", rank=50, load=_load_linear, requires=CPU, rejects=_rejects_linear,
-        absent=absent,
+        op="nvfp4_linear", backend="cpu", rank=PLACE, load=_load_linear, requires=CPU, rejects=_rejects_linear,
+        absent=absent, layout=_layout,
         doc="AVX-512 VNNI, AVX2, SSE2 or NEON: W4A16, W4A8 and exact W4A4",
     ),
 )  # fmt: skip

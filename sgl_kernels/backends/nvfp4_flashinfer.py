@@ -20,15 +20,15 @@ from torch import Tensor
 
 from sgl_kernels.backends._attention import feature, shape
 from sgl_kernels.backends._bugs import bugs_of
-from sgl_kernels.backends._order import ONLY_WHEN_NAMED
+from sgl_kernels.backends._order import NTH, ONLY_WHEN_NAMED
 from sgl_kernels.core.device import Device
-from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.implementation import Implementation, Place
 from sgl_kernels.core.selection.requires import HALF, Requires
 from sgl_kernels.core.selection.verdict import Reason, Rejected
 from sgl_kernels.core.settings import Settings
 from sgl_kernels.ops.nvfp4 import reference
+from sgl_kernels.ops.nvfp4.facts import LinearFacts
 from sgl_kernels.ops.nvfp4.layouts import swizzle_scales
-from sgl_kernels.ops.nvfp4.spec import LinearFacts
 
 VARIABLE = "SGLANG_DIFFUSION_FLASHINFER_FP4_GEMM_BACKEND"
 DATACENTER = frozenset({"sm100", "sm103"})
@@ -91,14 +91,17 @@ ORDER: tuple[Row, ...] = (
         "FlashInfer's own `auto` before cuDNN 9.15; the other kernels are not built for SM110",
     ),
 )  # fmt: skip
-_PLACE = {(arch, size): row.order for row in ORDER for arch in row.archs for size in row.rows}
+_ROWS = {(arch, size): row for row in ORDER for arch in row.archs for size in row.rows}
 
 
 def _rank(backend: str) -> Callable[[Any, Device], int]:
     def rank(facts: LinearFacts, device: Device) -> int:
         size = "few" if facts.m <= 8 else ("some" if facts.m < 8192 else "many")
-        order = _PLACE.get((device.arch, size), ())
-        return 90 - 10 * order.index(backend) if backend in order else ONLY_WHEN_NAMED
+        row = _ROWS.get((device.arch, size))
+        if row is None or backend not in row.order:
+            return ONLY_WHEN_NAMED
+        place = row.order.index(backend)
+        return Place(90 - 10 * place, f"{NTH[place]} on {device.arch} for {size} rows: {row.evidence}")
 
     return rank
 
@@ -178,6 +181,15 @@ def _load_scaled_mm(config: Any) -> Callable[..., Tensor]:
     return run
 
 
+def _layout(layout: str) -> Callable[[LinearFacts, Device], str | None]:
+    """Of an NVFP4 weight, whatever the activation and its size: who reads any layout serves its other calls."""
+
+    def wanted(f: LinearFacts, device: Device) -> str | None:
+        return layout if f.format == "nvfp4" else None
+
+    return wanted
+
+
 def _rejects(layout: str, kernel: str = "") -> Callable[[LinearFacts], Rejected | None]:
     def rejects(f: LinearFacts) -> Rejected | None:
         if f.activation != "nvfp4" or f.format != "nvfp4":
@@ -224,6 +236,7 @@ def _implementation(backend: str) -> Implementation:
             platforms=frozenset({"cuda"}), archs=archs, dtypes=dtypes, packages=("flashinfer-python>=0.4",)
         ),
         rejects=_rejects(layout, kernel),
+        layout=_layout(layout),
         rejects_on=_rejects_on(kernel),
         enabled=_enabled(backend),
         bugs=bugs_of(backend, "nvfp4_linear"),
@@ -241,7 +254,8 @@ IMPLEMENTATIONS = (
         load=_load_scaled_mm,
         requires=Requires(platforms=frozenset({"cuda"}), archs=BLACKWELL, dtypes=HALF),
         rejects=_rejects("swizzled_128x4"),
-        rank=20,
+        layout=_layout("swizzled_128x4"),
+        rank=Place(20, "reads a swizzled weight as it is, which our Triton kernel would undo in every call"),
         proof="contract",
         doc="torch._scaled_mm (cuBLASLt) on packed fp4",
     ),

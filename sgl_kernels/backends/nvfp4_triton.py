@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sgl_kernels.backends.triton import FUSED, INTERPRETED, _chosen, _rejects_old_gpu, _requires, family
 from sgl_kernels.core.device import Device
-from sgl_kernels.core.selection.implementation import Implementation
+from sgl_kernels.core.selection.implementation import Implementation, Place
 from sgl_kernels.core.selection.requires import FLOATS
 from sgl_kernels.core.selection.verdict import Reason, Rejected
 from sgl_kernels.kernels.triton import configs_nvfp4
@@ -118,7 +118,11 @@ def _rejects_tall(facts: Any) -> Rejected | None:
 
 def _rank(facts: Any, device: Device) -> int:
     """Above the floor, which writes what it decodes to memory and reads it again."""
-    return INTERPRETED if device.platform == "cpu" else FUSED
+    return (
+        INTERPRETED
+        if device.platform == "cpu"
+        else Place(FUSED, "the floor writes what it decodes to memory")
+    )
 
 
 def _linear_rank(facts: Any, device: Device) -> int:

@@ -11,7 +11,7 @@ from sgl_kernels.backends import _triton_rows
 from sgl_kernels.backends._attention import without_hidden
 from sgl_kernels.core import environment
 from sgl_kernels.core.device import Device
-from sgl_kernels.core.selection.implementation import Fidelity, Implementation
+from sgl_kernels.core.selection.implementation import Fidelity, Implementation, Place
 from sgl_kernels.core.selection.packages import VersionOf
 from sgl_kernels.core.selection.requires import FLOATS, HALF, Requires
 from sgl_kernels.core.selection.verdict import Reason, Rejected
@@ -337,14 +337,16 @@ def _tile_configs(f: Any, device: Device) -> tuple[configs.TileConfig, ...]:
 
 
 def _rank(on_gpu: int) -> Callable[[Any, Device], int]:
-    return lambda f, device: INTERPRETED if device.platform == "cpu" else on_gpu
+    place = Place(on_gpu, "fused in one pass; torch eager takes three to six") if on_gpu > 0 else on_gpu
+    return lambda f, device: INTERPRETED if device.platform == "cpu" else place
 
 
 def _attention_rank(f: Any, device: Device) -> int:
     """Above the floor only where torch has no fused kernel and would hold the scores in memory."""
     if device.platform == "cpu":
         return INTERPRETED
-    return FUSED if f.softcap or f.window is not None or f.causal == "bottom_right" else BEHIND
+    unfused = f.softcap or f.window is not None or f.causal == "bottom_right"
+    return Place(FUSED, "torch would hold the scores in memory") if unfused else BEHIND
 
 
 def _implementation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
@@ -15,8 +16,8 @@ from sgl_kernels.core import cpu_level
 from sgl_kernels.core.names.backends import resolve_names
 from sgl_kernels.core.selection.implementation import Implementation
 from sgl_kernels.core.selection.packages import VersionOf, installed_version
-from sgl_kernels.core.selection.policy import OpPolicy, Scope, attention_shape_class
-from sgl_kernels.core.selection.select import select
+from sgl_kernels.core.selection.policy import OpPolicy, Scope
+from sgl_kernels.core.selection.select import reading_packed, select
 from sgl_kernels.core.selection.tuning import TuningRecord, TuningTable, load_tables
 from sgl_kernels.core.selection.verdict import Reason, Rejected, Selection, UnsupportedError
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 MAX_BOUND = 8192  # keys hold exact shapes, so a server with free-length prompts would grow the memo for ever
 MAX_CHILDREN = 512
+
+_turns = itertools.count()
 
 Key = Any
 """Everything that decides a call, as a hashable; None for a call that is not to be remembered."""
@@ -60,6 +63,8 @@ class Dispatcher:
         self.selections: dict[
             tuple[Any, ...], Selection
         ] = {}  # (op, backend, facts, device, ...) -> decision
+        self.turn = next(_turns)  # another after each `forget`: what was decided before it may hold no more
+        self.layouts: dict[tuple[Any, ...], str] = {}  # what decides of a weight -> the layout it is to have
         self._by_facts: dict[tuple[Any, ...], Run] = {}
         self._broken: dict[str, dict[str, Rejected]] = {}
         self._children: dict[Any, Dispatcher] = {}
@@ -130,6 +135,8 @@ class Dispatcher:
         self.bound.clear()
         self._by_facts.clear()
         self.selections.clear()
+        self.layouts.clear()
+        self.turn = next(_turns)
 
     def _resolve(self, op: Op, backend: str | None, facts: Any, device: Device) -> tuple[Selection, Run]:
         while True:
@@ -167,8 +174,9 @@ class Dispatcher:
 
     def policy(self, op: Op, facts: Any) -> OpPolicy:
         """The policy that holds for a call in this scope."""
-        shape = attention_shape_class(facts.sq, facts.sk) if hasattr(facts, "sk") else ""
-        return self.settings.policy(op.name, self.scope, shape)
+        return self.settings.policy(
+            op.name, self.scope, "" if op.shape_class is None else op.shape_class(facts)
+        )
 
     def decide(
         self,
@@ -190,13 +198,39 @@ class Dispatcher:
             implementations,
             named=named,
             tuned=self._tuned(op.name, facts, device),
-            broken={
-                **_absent(implementations, device),
-                **self._broken.get(op.name, {}),
-                **self.registry.quarantined(op.name),
-            },
+            broken=self._out_of_order(op, device),
             switched_off=self._switched_off(implementations),
         )
+
+    def layout(self, op: Op, facts: Any, device: Device) -> str | None:
+        """The layout of a packed weight that the first in the order of selection reads, which is loaded.
+
+        None where nobody wants one of its own. `facts` are those of a call of middling size: a weight lies in one
+        layout, whatever calls come.
+        """
+        implementations = self.registry.implementations(op.name)
+        for implementation, layout in reading_packed(
+            facts,
+            device,
+            installed_version,
+            self.policy(op, facts),
+            implementations,
+            broken=self._out_of_order(op, device),
+            switched_off=self._switched_off(implementations),
+        ):
+            found = self.registry.loaded(implementation, self._config(implementation, None))
+            if not isinstance(found, Rejected):
+                return layout
+            self._broken.setdefault(op.name, {})[implementation.backend] = found
+        return None
+
+    def _out_of_order(self, op: Op, device: Device) -> dict[str, Rejected]:
+        """The backends that do not load, are not built here, or gave wrong results."""
+        return {
+            **_absent(self.registry.implementations(op.name), device),
+            **self._broken.get(op.name, {}),
+            **self.registry.quarantined(op.name),
+        }
 
     def _tuned(self, op: str, facts: Any, device: Device) -> TuningRecord | None:
         """The measured winner: from use(tuning=...), else from the tables of the settings for this device."""

@@ -172,6 +172,9 @@ class Op:
     splits: Callable[[tuple[Any, ...]], Iterable[Any]] | None = (
         None  # schema arguments -> the ways in which DTensor may split the call; see core/sharding.py
     )
+    shape_class: Callable[[Any], str] | None = (
+        None  # facts -> the class of shapes a rule of the settings may name, one of core/names/ops.py's SHAPE_CLASSES
+    )
     reads_values: bool = (
         False  # its definition branches on values, such as lengths, so no tracer can look inside
     )

@@ -6,7 +6,7 @@ import torch
 
 from sgl_kernels.backends.nvfp4_triton import IMPLEMENTATIONS, MOST_ROWS
 from sgl_kernels.core.selection.verdict import Reason
-from sgl_kernels.ops.nvfp4.spec import LinearFacts
+from sgl_kernels.ops.nvfp4.facts import LinearFacts
 
 
 def test_more_rows_than_a_grid_has_programs_are_declined():

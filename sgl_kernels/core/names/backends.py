@@ -39,6 +39,18 @@ CANONICAL: tuple[str, ...] = (
     "flashinfer_trtllm",
 )
 
+FP4_KERNELS: dict[str, str] = {
+    "cudnn": "flashinfer_cudnn",
+    "cutlass": "flashinfer_cutlass",
+    "trtllm": "flashinfer_trtllm",
+    "cute_dsl": "flashinfer_cute_dsl",
+    "cute-dsl": "flashinfer_cute_dsl",
+    "cutedsl_low_latency": "flashinfer_cutedsl_low_latency",
+    "b12x": "flashinfer_b12x",
+    "cake": "flashinfer_cake",
+}
+"""FlashInfer's name of a product of FP4 matrices, and the backend that runs it."""
+
 FA: tuple[str, ...] = ("fa4", "fa3", "fa2")
 """What `fa` stands for: the newest FlashAttention generation first."""
 

@@ -16,4 +16,10 @@ OP_GROUPS: dict[str, tuple[str, ...]] = {
 Plain names rather than Op objects because core knows no op; a test compares this table with the registry.
 """
 
+SHAPE_CLASSES: dict[str, tuple[str, ...]] = {"attention": ("decode", "short", "medium", "long")}
+"""The groups whose calls come in classes of shapes, which a rule may name; each op says which class a call is in."""
+
+RULES_GROUP = "attention"
+"""What a rule in a configuration file speaks about that names no op."""
+
 OPS: tuple[str, ...] = tuple(op for ops in OP_GROUPS.values() for op in ops)

@@ -24,6 +24,17 @@ class Fidelity(enum.Enum):
     LOSSY = "lossy"  # quantised or sparse attention, fp8 or fp4 compute: opt-in
 
 
+class Place(int):
+    """A rank that says, in a few words, what it rests on."""
+
+    evidence: str
+
+    def __new__(cls, rank: int, evidence: str) -> Place:
+        made = super().__new__(cls, rank)
+        made.evidence = evidence
+        return made
+
+
 Rank = int | Callable[[Any, Device], int]
 
 
@@ -34,7 +45,7 @@ class Implementation:
     `load(config)` imports the vendor and returns `run`, called with exactly the op's schema arguments, in
     order; `config` is a kernel configuration, or the pairs that the settings give for this backend's
     `options`. `rejects(facts)` says what data in `requires` cannot. `rank` orders the eligible; the torch
-    floor is 0 and a callable may look at the facts and the device.
+    floor is 0 and a callable may look at the facts and the device. A Place also says why, for reports.
     """
 
     op: str
@@ -58,6 +69,9 @@ class Implementation:
     traceable: bool = False  # plain aten: better inlined for Inductor
     load_out: Callable[[Any], Callable[..., Any]] | None = (
         None  # as `load`, but run takes out=(tensors), of any strides, fills them and returns what the op returns
+    )
+    layout: Callable[[Any, Device], str | None] | None = (
+        None  # (facts, device) -> the layout in which it reads a packed weight; None: the one that it lies in
     )
     configs: Callable[[Any, Device], Sequence[Any]] | None = None  # [0] is the heuristic default
     options: Mapping[str, str] = field(default_factory=dict)  # option of the settings -> what it does

@@ -7,25 +7,6 @@ from dataclasses import dataclass, field
 
 ROLES: tuple[str, ...] = ("self", "cross")
 
-DECODE_MAX_QUERIES = 8
-SHORT_MAX_KEYS = 512
-LONG_MIN_KEYS = 8192
-SHAPE_CLASSES: tuple[str, ...] = ("decode", "short", "medium", "long")
-
-
-def attention_shape_class(sq: int, sk: int) -> str:
-    """The class a rule's `shape` names: decode (Sq <= 8), short (Sk <= 512), long (Sk >= 8192) or medium.
-
-    The bounds are the ones that separate regimes, not models: up to 8 queries a call is bound by reading
-    keys and values, up to 512 keys (text, image tokens of small latents) launch cost rules, from 8192 keys
-    (video) compute does. `decode` is looked at first.
-    """
-    if sq <= DECODE_MAX_QUERIES:
-        return "decode"
-    if sk <= SHORT_MAX_KEYS:
-        return "short"
-    return "long" if sk >= LONG_MIN_KEYS else "medium"
-
 
 @dataclass(frozen=True, slots=True)
 class Scope:
@@ -54,7 +35,7 @@ class Rule:
     prefer: tuple[str, ...]
     role: str = ""
     layer: str = ""  # glob, as in fnmatch: 'blocks.*.attn2'
-    shape: str = ""  # a shape class
+    shape: str = ""  # a class of shapes, as the op tells them apart
     origin: str = field(default="", compare=False)
 
     def matches(self, op: str, scope: Scope, shape_class: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from .policy import OpPolicy
 from .verdict import Candidate, Reason, Rejected, Selection
 
 if TYPE_CHECKING:
+    import torch
+
     from .tuning import TuningRecord
 
 NOTHING: Mapping[str, Rejected] = MappingProxyType({})
@@ -40,14 +42,6 @@ def select(
     preferred = tuple(named) or policy.prefer
     strict = bool(named) or policy.strict
     allowed = None if not strict or not preferred else frozenset(preferred)
-    ranked = sorted(
-        implementations, key=lambda i: -i.rank_for(facts, device)
-    )  # stable: ties keep their order
-    order: list[str] = [name for name in preferred if name in by_name]
-    if tuned is not None and tuned.backend in by_name:
-        order.append(tuned.backend)
-    order.extend(i.backend for i in ranked)
-
     candidates: list[Candidate] = [
         Candidate(name, Rejected(Reason.POLICY, f"there is no implementation of {op} by this name"))
         for name in preferred
@@ -55,8 +49,8 @@ def select(
     ]
     chosen = why = ""
     config = None
-    for name in dict.fromkeys(order):
-        implementation = by_name[name]
+    for implementation in _in_order(implementations, facts, device, preferred, tuned):
+        name = implementation.backend
         rejected = _rejects(implementation, facts, device, version_of, policy, preferred, allowed, broken)
         if rejected is None and name not in preferred:
             rejected = switched_off.get(name)
@@ -65,7 +59,7 @@ def select(
         candidates.append(Candidate(name, rejected, note))
         if rejected is None and not chosen:
             chosen = name
-            why = _why(name, named, policy, tuned, note)
+            why = _why(name, named, policy, tuned, getattr(rank, "evidence", note))
             if tuned is not None and tuned.backend == name and tuned.config:
                 config = tuned.config
             elif implementation.configs is not None:
@@ -79,7 +73,49 @@ def select(
     return Selection(op, facts, device, chosen, why, tuple(candidates), config)
 
 
-def _why(name: str, named: Sequence[str], policy: OpPolicy, tuned: TuningRecord | None, note: str) -> str:
+def reading_packed(
+    facts: Any,
+    device: Device,
+    version_of: VersionOf,
+    policy: OpPolicy,
+    implementations: Sequence[Implementation],
+    *,
+    broken: Mapping[str, Rejected] = NOTHING,
+    switched_off: Mapping[str, Rejected] = NOTHING,
+) -> Iterator[tuple[Implementation, str]]:
+    """Who could read such a weight in a layout of its own, and the layout, in the order of `select`.
+
+    It ends at a preferred one that reads any layout. `facts` are those of a call of middling size.
+    """
+    allowed = frozenset(policy.prefer) if policy.strict and policy.prefer else None
+    for implementation in _in_order(implementations, facts, device, policy.prefer, None):
+        name = implementation.backend
+        away = _rejects_here(implementation, facts.dtype, device, version_of, policy, allowed, broken)
+        if away is not None or (name in switched_off and name not in policy.prefer):
+            continue
+        layout = None if implementation.layout is None else implementation.layout(facts, device)
+        if layout is not None:
+            yield implementation, layout
+        elif name in policy.prefer:
+            return
+
+
+def _in_order(
+    implementations: Sequence[Implementation],
+    facts: Any,
+    device: Device,
+    preferred: Sequence[str],
+    tuned: TuningRecord | None,
+) -> Iterator[Implementation]:
+    """The preferred, then the tuned one, then the others by rank; ties keep their order."""
+    by_name = {i.backend: i for i in implementations}
+    ranked = sorted(implementations, key=lambda i: -i.rank_for(facts, device))
+    first = (*preferred, *([tuned.backend] if tuned is not None else []))
+    names = (*(name for name in first if name in by_name), *(i.backend for i in ranked))
+    return (by_name[name] for name in dict.fromkeys(names))
+
+
+def _why(name: str, named: Sequence[str], policy: OpPolicy, tuned: TuningRecord | None, place: str) -> str:
     if name in named:
         return "call argument"
     if name in policy.prefer:
@@ -87,7 +123,26 @@ def _why(name: str, named: Sequence[str], policy: OpPolicy, tuned: TuningRecord 
         return f"prefer[{policy.prefer.index(name)}]{origin}"
     if tuned is not None and tuned.backend == name:
         return f"tuned {tuned.median_ms:.3f} ms"
-    return note
+    return place
+
+
+def _rejects_here(
+    implementation: Implementation,
+    dtype: torch.dtype,
+    device: Device,
+    version_of: VersionOf,
+    policy: OpPolicy,
+    allowed: frozenset[str] | None,
+    broken: Mapping[str, Rejected],
+) -> Rejected | None:
+    """What the policy, the device and the packages say, whatever the call."""
+    name = implementation.backend
+    if allowed is not None and name not in allowed:
+        return Rejected(Reason.POLICY, "not in the strict preference")
+    if name in policy.deny:
+        return Rejected(Reason.POLICY, "denied by the policy")
+    rejected = implementation.requires.rejects(dtype, device, version_of)
+    return broken.get(name) if rejected is None else rejected
 
 
 def _rejects(
@@ -100,16 +155,9 @@ def _rejects(
     allowed: frozenset[str] | None,
     broken: Mapping[str, Rejected],
 ) -> Rejected | None:
-    name = implementation.backend
-    if allowed is not None and name not in allowed:
-        return Rejected(Reason.POLICY, "not in the strict preference")
-    if name in policy.deny:
-        return Rejected(Reason.POLICY, "denied by the policy")
-    rejected = implementation.requires.rejects(facts.dtype, device, version_of)
+    rejected = _rejects_here(implementation, facts.dtype, device, version_of, policy, allowed, broken)
     if rejected is not None:
         return rejected
-    if name in broken:
-        return broken[name]
     if facts.needs_grad and not implementation.differentiable:
         return Rejected(Reason.GRAD, "has no backward, and an input requires a gradient")
     if implementation.rejects is not None and (rejected := implementation.rejects(facts)) is not None:
@@ -122,6 +170,10 @@ def _rejects(
     for bug in implementation.bugs:
         if bug.applies(implementation.op, facts, device, version_of):
             return bug.rejected()
-    if implementation.fidelity is Fidelity.LOSSY and name not in preferred and not policy.allow_lossy:
+    if (
+        implementation.fidelity is Fidelity.LOSSY
+        and implementation.backend not in preferred
+        and not policy.allow_lossy
+    ):
         return Rejected(Reason.FIDELITY, "lossy: name it, or set allow_lossy")
     return None

@@ -43,7 +43,7 @@ class Candidate:
 
     backend: str
     rejected: Rejected | None = None
-    note: str = ""  # "rank 70" for the eligible
+    note: str = ""  # "rank 70" for the eligible, "fallback" for the floor
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Selection:
     facts: tuple[Any, ...]
     device: Device
     chosen: str  # "" when nothing fits
-    why: str  # "call argument", "prefer[0]", "tuned 0.412 ms", "rank 90", "fallback"
+    why: str  # "call argument", "prefer[0]", "tuned 0.412 ms", "fallback", else what its rank rests on
     candidates: tuple[Candidate, ...]  # in the order they were considered
     config: Any = None
 

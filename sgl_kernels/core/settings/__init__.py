@@ -19,7 +19,6 @@ from .settings import (
     Scope,
     Settings,
     TraceSettings,
-    attention_shape_class,
     settle,
 )
 
@@ -41,7 +40,6 @@ __all__ = [
     "Scope",
     "Settings",
     "TraceSettings",
-    "attention_shape_class",
     "check_files",
     "load_settings",
     "settle",

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.names.backends import resolve_names
-from sgl_kernels.core.names.ops import OP_GROUPS
-from sgl_kernels.core.selection.policy import ROLES, SHAPE_CLASSES
+from sgl_kernels.core.names.ops import OP_GROUPS, RULES_GROUP
+from sgl_kernels.core.selection.policy import ROLES
 
 from .layer import POLICY_FIELDS, policy_ops, scope_of
+from .rules import SHAPES
 from .variable import Variable, coerce
 from .variables import TABLE
 
@@ -49,10 +50,10 @@ def schema() -> type[BaseModel]:
     class Rule(Strict):
         """A preference for some calls of one op or group; the first that matches wins."""
 
-        op: Annotated[str, BeforeValidator(_op)] = Field("attention", description="An op or a group of ops")
+        op: Annotated[str, BeforeValidator(_op)] = Field(RULES_GROUP, description="An op or a group of ops")
         role: Literal[ROLES] | None = None  # type: ignore[valid-type]
         layer: str | None = Field(None, description="Wildcard on the layer's dotted name")
-        shape: Literal[SHAPE_CLASSES] | None = None  # type: ignore[valid-type]
+        shape: Literal[SHAPES] | None = None  # type: ignore[valid-type]
         backends: _value_type(POLICY_FIELDS["backends"])  # type: ignore[valid-type]
 
     tree: dict[str, Any] = {}

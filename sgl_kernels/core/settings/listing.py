@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .layer import policy_ops, split_policy_key
 from .settings import Settings
 from .variable import Variable, show
 from .variables import TABLE
@@ -35,8 +36,9 @@ def describe(settings: Settings, environ: Mapping[str, str]) -> list[Described]:
 
 def _describe(row: Variable, settings: Settings, environ: Mapping[str, str]) -> Described:
     origin = settings.origin(row.key)
-    if row.key == "attention.backends" and settings.policy("attention").prefer:
-        origin = settings.policy("attention").origin or origin
+    about = split_policy_key(row.key)
+    if about is not None and settings.value(row.key):
+        origin = settings.policy(policy_ops(about[0])[0]).origin or origin
     if row.key.startswith("cache_dit.secondary.") and origin == "built-in":
         origin = f"from primary ({settings.origin(row.key.replace('.secondary', ''))})"
     elif origin == "built-in" and row.name in environ:

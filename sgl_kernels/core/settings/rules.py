@@ -7,12 +7,13 @@ from typing import Any
 
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.names.backends import KnownNames, did_you_mean
-from sgl_kernels.core.names.ops import OP_GROUPS
-from sgl_kernels.core.selection.policy import ROLES, SHAPE_CLASSES, Rule
+from sgl_kernels.core.names.ops import OP_GROUPS, RULES_GROUP, SHAPE_CLASSES
+from sgl_kernels.core.selection.policy import ROLES, Rule
 
 from .layer import POLICY_FIELDS, policy_ops, scope_of
 from .variable import coerce
 
+SHAPES = tuple(dict.fromkeys(shape for classes in SHAPE_CLASSES.values() for shape in classes))
 RULE_KEYS: tuple[str, ...] = ("op", "role", "layer", "shape", "backends")
 
 
@@ -56,15 +57,16 @@ def _read_rule(
     prefer = item["backends"]
     if not is_read:
         prefer = coerce(POLICY_FIELDS["backends"], prefer, f"{subject}.backends", known)
-    name = _word(item, "op", subject) or "attention"
+    name = _word(item, "op", subject) or RULES_GROUP
     try:
         ops = policy_ops(scope_of(name))
     except ConfigError as error:
         raise ConfigError(f"{subject}.op: {error}") from None
-    role, shape = _one_of(item, "role", ROLES, subject), _one_of(item, "shape", SHAPE_CLASSES, subject)
-    if shape and not set(ops) <= set(OP_GROUPS["attention"]):
+    role, shape = _one_of(item, "role", ROLES, subject), _one_of(item, "shape", SHAPES, subject)
+    groups = [group for group, classes in SHAPE_CLASSES.items() if not shape or shape in classes]
+    if shape and not set(ops) <= {op for group in groups for op in OP_GROUPS[group]}:
         raise ConfigError(
-            f"{subject}.shape is {shape!r}; shape classes exist for attention only, not for {name}"
+            f"{subject}.shape is {shape!r}; shape classes exist for {' and '.join(groups)} only, not for {name}"
         )
     return [Rule(op, prefer, role, _word(item, "layer", subject), shape, origin) for op in ops]
 

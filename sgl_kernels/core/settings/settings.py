@@ -10,7 +10,7 @@ from typing import Any
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.names.backends import KnownNames
 from sgl_kernels.core.names.ops import OP_GROUPS, OPS
-from sgl_kernels.core.selection.policy import OpPolicy, Rule, Scope, attention_shape_class
+from sgl_kernels.core.selection.policy import OpPolicy, Rule, Scope
 
 from .layer import (
     POLICY_FIELDS,
@@ -47,7 +47,6 @@ __all__ = [
     "Scope",
     "Settings",
     "TraceSettings",
-    "attention_shape_class",
     "settle",
 ]
 
@@ -101,8 +100,10 @@ class Settings:
 
     def value(self, key: str) -> Any:
         """The value under a dotted key of core/settings/variables.py, such as 'cache_dit.secondary.fn'."""
-        if key == "attention.backends":
-            return self.policy("attention").prefer
+        about = split_policy_key(key)
+        if about is not None:
+            policy = self.policy(policy_ops(about[0])[0])
+            return policy.prefer if about[1] == "backends" else getattr(policy, about[1])
         found: Any = self
         for part in key.split("."):
             found = getattr(found, part)

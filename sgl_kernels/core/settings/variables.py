@@ -7,6 +7,7 @@ from typing import Any
 
 from sgl_kernels.core.log import LEVELS
 from sgl_kernels.core.names import levels
+from sgl_kernels.core.names.backends import AUTO, FP4_KERNELS
 from sgl_kernels.core.names.platforms import PLATFORMS
 
 from .variable import Variable
@@ -159,8 +160,6 @@ PLATFORM = (
     ),
 )
 
-FP4_KERNELS = ("cudnn", "cutlass", "trtllm", "cute_dsl", "cutedsl_low_latency", "b12x", "cake")
-
 QUANTIZATION = _section(
     "Quantization",
     _row(
@@ -169,11 +168,8 @@ QUANTIZATION = _section(
         "choice",
         None,
         "FlashInfer's matrix product for generic NVFP4",
-        choices=("auto", *(f"flashinfer_{name}" for name in FP4_KERNELS)),
-        aliases=(
-            *((name, f"flashinfer_{name}") for name in FP4_KERNELS),
-            ("cute-dsl", "flashinfer_cute_dsl"),
-        ),
+        choices=(AUTO, *dict.fromkeys(FP4_KERNELS.values())),
+        aliases=tuple(FP4_KERNELS.items()),
         default_text="by rank",
     ),
 )

@@ -75,6 +75,25 @@ class VarlenFacts(NamedTuple):
         return self.heads != self.kv_heads
 
 
+DECODE_MAX_QUERIES = 8
+SHORT_MAX_KEYS = 512
+LONG_MIN_KEYS = 8192
+
+
+def shape_class(facts: AttentionFacts | VarlenFacts) -> str:
+    """The class a rule's `shape` names: decode (Sq <= 8), short (Sk <= 512), long (Sk >= 8192) or medium.
+
+    The bounds are the ones that separate regimes, not models: up to 8 queries a call is bound by reading
+    keys and values, up to 512 keys (text, image tokens of small latents) launch cost rules, from 8192 keys
+    (video) compute does. `decode` is looked at first.
+    """
+    if facts.sq <= DECODE_MAX_QUERIES:
+        return "decode"
+    if facts.sk <= SHORT_MAX_KEYS:
+        return "short"
+    return "long" if facts.sk >= LONG_MIN_KEYS else "medium"
+
+
 def _mask_kind(mask: Tensor | None) -> str:
     if mask is None:
         return ""
@@ -289,6 +308,7 @@ ATTENTION = registry.define(
         cost=cost_dense,
         autocast=("q", "k", "v"),
         family="attention",
+        shape_class=shape_class,
         spelled=_spelled,
         sampled=sampling.sampled,
         doc="softmax(q k^T * scale + mask) v",
@@ -308,6 +328,7 @@ ATTENTION_LSE = registry.define(
         cost=cost_dense,
         autocast=("q", "k", "v"),
         family="attention",
+        shape_class=shape_class,
         spelled=_spelled,
         sampled=sampling.sampled_lse,
         doc="attention and the natural log-sum-exp of its scores",
@@ -326,6 +347,7 @@ ATTENTION_VARLEN = registry.define(
         cost=cost_varlen,
         autocast=("q", "k", "v"),
         family="attention",
+        shape_class=shape_class,
         spelled=_spelled,
         sampled=sampling.sampled_varlen,
         reads_values=True,

@@ -74,6 +74,8 @@ class ScaledTensor:
     checked: InitVar[bool] = False
     prepared: dict[str, ScaledTensor] = field(default_factory=dict, init=False, repr=False)
     """Copies in other layouts that a backend asked for, made once; see api.nvfp4_linear."""
+    homes: dict[str, tuple[int, ScaledTensor | None]] = field(default_factory=dict, init=False, repr=False)
+    """activation -> the dispatcher's turn, and which of `prepared` serves it; None: itself. See placing.for_device."""
     examined: bool = field(default=False, init=False, repr=False)
     """Whether the scales have been looked at, or were said to be checked."""
 

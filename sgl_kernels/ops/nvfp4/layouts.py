@@ -40,6 +40,11 @@ def to_layout(x: ScaledTensor, layout: str) -> ScaledTensor:
     return x if layout == "linear" else _from_linear(x, layout).same_as(x)
 
 
+def holds(layout: str, x: ScaledTensor) -> bool:
+    """Whether a layout has room for a linear tensor's values: "cpu_packed" has none for NaN. Reads the scales."""
+    return layout != "cpu_packed" or int(_bytes(x.block_scale).max()) <= MAX_FINITE_E4M3
+
+
 def _from_linear(x: ScaledTensor, layout: str) -> ScaledTensor:
     ScaledTensor.storage_shapes(x.format, x.shape, layout)  # raises for what is not a matrix
     x.examine(f"to_layout({layout!r})")  # one wait, when a weight is prepared

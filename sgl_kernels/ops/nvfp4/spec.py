@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,49 +12,13 @@ from sgl_kernels.core.op import Cost, Op
 from sgl_kernels.core.registry import registry
 from sgl_kernels.ops import _validate as validate
 from sgl_kernels.ops.nvfp4 import cases, reference
+from sgl_kernels.ops.nvfp4.facts import DequantizeFacts, LinearFacts, QuantizeFacts
 from sgl_kernels.ops.nvfp4.formats import FORMATS, LAYOUTS, ScaledFormat, ScaledTensor, parse_format
 from sgl_kernels.ops.nvfp4.layouts import to_layout
 from sgl_kernels.ops.nvfp4.placing import for_device, layout_on
 
 ACTIVATIONS = ("bf16", "int8", "nvfp4", "mxfp4")
 OUTPUTS = ("bfloat16", "float16", "float32", "float64")
-
-
-class QuantizeFacts(NamedTuple):
-    """What selection may know of a quantisation."""
-
-    dtype: torch.dtype
-    rows: int
-    k: int
-    format: str
-    stochastic: bool
-    has_global: bool
-    needs_grad: bool
-
-
-class DequantizeFacts(NamedTuple):
-    """What selection may know of a dequantisation."""
-
-    dtype: torch.dtype  # of the result
-    rows: int
-    k: int
-    format: str
-    needs_grad: bool
-
-
-class LinearFacts(NamedTuple):
-    """What selection may know of a linear layer with a 4-bit weight."""
-
-    dtype: torch.dtype
-    m: int
-    n: int
-    k: int
-    activation: str
-    format: str
-    layout: str
-    bias: torch.dtype | None
-    has_input_scale: bool
-    needs_grad: bool
 
 
 def _rows(x: Tensor) -> int:
@@ -212,8 +176,10 @@ def _placed_linear(args: tuple[Any, ...], device: Device) -> tuple[Any, ...]:
     """Cases hold their weights as the CPU's kernels read them; other devices get theirs."""
     x, data, scale, global_scale, bias, activation, input_scale, name, layout, n = args
     fmt, shape = parse_format(name), (n or data.shape[0], x.shape[-1])
+    if device.platform == "cpu":
+        return args
     wanted = layout_on(device, fmt, shape, activation)
-    if device.platform == "cpu" or layout == wanted:
+    if layout == wanted:
         return args
     if x.is_meta:
         sizes = ScaledTensor.storage_shapes(fmt, shape, wanted)

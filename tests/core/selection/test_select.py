@@ -9,7 +9,7 @@ import torch
 from packaging.version import Version
 
 from sgl_kernels.core.device import Device
-from sgl_kernels.core.selection.implementation import Fidelity, Implementation
+from sgl_kernels.core.selection.implementation import Fidelity, Implementation, Place
 from sgl_kernels.core.selection.requires import HALF, Requires
 from sgl_kernels.core.selection.select import select
 from sgl_kernels.core.selection.tuning import TuningRecord
@@ -77,6 +77,16 @@ def test_a_whole_selection():
             Candidate("floor", None, "fallback"),
         ),
     )
+
+
+def test_a_place_says_what_it_rests_on():
+    chosen = _implementation("fast", rank=Place(90, "1.4x of torch, notes.md"))
+    selection = select("attention", Facts(), H200, versions(), OpPolicy(), (FLOOR, MIDDLE, chosen))
+    assert (selection.chosen, selection.why) == ("fast", "1.4x of torch, notes.md")
+    assert selection.candidates[0] == Candidate("fast", None, "rank 90")
+    assert "ok          rank 90 (1.4x of torch, notes.md)" in str(selection)
+    named = select("attention", Facts(), H200, versions(), OpPolicy(), (FLOOR, chosen), named=("fast",))
+    assert named.why == "call argument"
 
 
 REJECTIONS = [

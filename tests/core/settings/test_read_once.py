@@ -51,7 +51,7 @@ def readings(do: Callable[[], Any]) -> tuple[Any, Counter[str]]:
 def test_of_a_file(tmp_path: Path) -> None:
     path = tmp_path / "settings.yaml"
     path.write_text(FILE)
-    flags = {"attention_config": str(path), "check": "0", "modulate.backends": "torch_sdpa"}
+    flags = {"attention_config": str(path), "check": "0", "modulate.backends": "torch"}
     environ = {"SGL_KERNELS_STRICT": "1", "SGL_KERNELS_CPU_ISA": "AVX2", "HOME": str(tmp_path)}
     settings, seen = readings(lambda: load_settings(environ, flags, known_backends=()))
     assert {what: n for what, n in seen.items() if n > 1} == {}

@@ -22,7 +22,6 @@ from sgl_kernels.core.settings import (
     Rule,
     Scope,
     Settings,
-    attention_shape_class,
     load_settings,
     settle,
 )
@@ -194,24 +193,6 @@ def test_a_stronger_preference_silences_weaker_rules() -> None:
 def test_broken_rules(rules: object, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         settle(("flags", {"rules": rules}), known_backends=())
-
-
-@pytest.mark.parametrize(
-    "sq, sk, expected",
-    [
-        (1, 100_000, "decode"),
-        (8, 8, "decode"),
-        (9, 512, "short"),
-        (4096, 77, "short"),
-        (9, 513, "medium"),
-        (4096, 8191, "medium"),
-        (9, 8192, "long"),
-        (9, 0, "short"),
-        (0, 0, "decode"),
-    ],
-)
-def test_shape_classes(sq: int, sk: int, expected: str) -> None:
-    assert attention_shape_class(sq, sk) == expected
 
 
 def test_override_is_stronger_than_every_source() -> None:
