@@ -128,7 +128,7 @@ def test_the_floor_keeps_away_from_cudnn_where_it_is_wrong(arch, kv_heads, spare
 
 def test_masks_on_xpu_go_in_chunks():
     class Xpu:
-        device = torch.device("xpu")
+        device, is_cpu = torch.device("xpu"), False
         dtype = torch.bfloat16
         shape = (1, 8, 4, 64)
 

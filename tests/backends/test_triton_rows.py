@@ -6,7 +6,7 @@ import pytest
 
 from sgl_kernels.backends._triton_rows import MOST_ROWS
 from sgl_kernels.backends.triton import IMPLEMENTATIONS
-from sgl_kernels.core.verdict import Reason
+from sgl_kernels.core.selection.verdict import Reason
 from sgl_kernels.ops.activation.spec import ActivationFacts
 from sgl_kernels.ops.attention.spec import AttentionFacts, VarlenFacts
 from sgl_kernels.ops.modulate.spec import ModulateFacts
