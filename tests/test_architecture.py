@@ -197,6 +197,32 @@ def test_importing_the_package_imports_no_vendor_and_reads_no_environment():
     )
 
 
+def test_one_module_reads_the_environment():
+    words = {"environ", "environb", "getenv", "getenvb", "putenv", "unsetenv"}
+    found = set()
+    for path in (p for p in _files(".py") if PACKAGE in p.parents):
+        for node in ast.walk(ast.parse(path.read_text())):
+            of_os = (
+                isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os"
+            )
+            from_os = isinstance(node, ast.ImportFrom) and node.module in ("os", "posix")
+            if (of_os and node.attr in words) or (from_os and words & {a.name for a in node.names}):
+                found.add(path.relative_to(PACKAGE).as_posix())
+    assert found == {"core/environment.py"}
+    compiled = [p.name for p in _files(".cpp", ".h") if "csrc" in p.parts and "getenv" in p.read_text()]
+    assert not compiled, "settings tell the library what it must know (core/cpu_level.py)"
+
+
+def test_one_place_chooses_by_instruction_set():
+    """A family offers its tables to a Choice; only that asks which features are in force."""
+    asks = {
+        p.relative_to(ROOT / "csrc").as_posix()
+        for p in _files(".cpp", ".h")
+        if "csrc" in p.parts and any(w in p.read_text() for w in ("features_in_force", "__builtin_cpu_"))
+    }
+    assert asks == {"cpu/isa.h", "cpu/isa.cpp"}
+
+
 def test_importing_every_backend_imports_no_vendor():
     _python(
         "import sys, torch\n"
