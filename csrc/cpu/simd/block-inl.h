@@ -266,8 +266,10 @@ SGL_INLINE void store_block(T* to, Pair v, int64_t count, bool past_caches) {
 #if defined(__AVX512F__)
   if constexpr (kHalf<T> && !kEvenOdd<T>) {
     if (count >= kBlock && !past_caches) {  // two stores: no insertion (rms_norm in cache 9 % faster on Zen 5)
-      store(to, to_f16(v.a));
-      store(to + kLanes, to_f16(v.b));
+      // By intrinsics: gcc joins a plain store to the conversion, and with that one instruction rms_norm took 0.95 of
+      // the time where rows are aligned and 1.04 of it where they begin anywhere (a Xeon).
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), (__m256i)to_f16(v.a));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + kLanes), (__m256i)to_f16(v.b));
       return;
     }
   }

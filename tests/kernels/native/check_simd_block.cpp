@@ -110,7 +110,9 @@ void block_of() {
 }  // namespace
 
 void conversion() {
-  const F a = some(), q = quiet(a);
+  F a = some();
+  a[0] = number((static_cast<uint32_t>(random_bits()) & 0x8040ffffu) | 0x7f800001u);  // a NaN, quiet or not
+  const F q = quiet(a);
   const H h = some_bits<H>();
   CHECK(uint32_t, "widen_words", widen_words(h), h[i]);
   CHECK(uint16_t, "round_to_bf16", round_to_bf16(q) >> 16, i % 2 == 0 ? nearest_bf16(q[i / 2]) : 0);
