@@ -1,4 +1,4 @@
-// Every kernel of one instruction set, as the table rowwise/args.h declares. Included by rowwise/kernels_*.cpp and nothing else.
+// Every kernel of one instruction set, as the table of rowwise/args.h. For rowwise/kernels_*.cpp alone.
 #pragma once
 
 #include "rowwise/group_norm-inl.h"
