@@ -52,7 +52,7 @@ def _fused(with_lse: bool) -> Callable[[Any], Callable[..., Any]]:
                 scale=default_scale(q, scale), keep_prob=1.0, sparse_mode=mode,
             )  # fmt: skip
             lse = row_max[..., 0] + torch.log(row_sum[..., 0])  # (B, H, Sq, 8), eight equal columns
-            if attn_mask is not None:  # a row without keys comes out uniform
+            if attn_mask is not None and hidden is not None:  # a row without keys comes out uniform
                 empty = hidden.all(-1).expand(lse.shape)
                 out = out.masked_fill(empty.transpose(1, 2)[..., None], 0.0)
                 lse = lse.masked_fill(empty, float("-inf"))

@@ -169,9 +169,9 @@ def apply(
         except BaseException:
             remove(model)  # never half applied
             raise
-    return Applied(
-        model, *([name for part in served for name in part[kind]] for kind in range(5)), application
-    )
+    kinds = ([name for part in served for name in part[kind]] for kind in range(5))
+    attentions, normed, linear, packed, left = kinds
+    return Applied(model, attentions, normed, linear, packed, left, application)
 
 
 def _remembered(model: Any) -> list[_Application]:

@@ -113,7 +113,7 @@ def find_dispatcher() -> None:
 def asks(module: Any) -> bool:
     """Whether a module's own attention goes through diffusers' dispatcher and has no place to name a backend."""
     processor = processors.processor_of(module)
-    source = type(module if processor is None else processor)
+    source: Any = type(module if processor is None else processor)
     return not hasattr(source, "_attention_backend") and processors.dispatches(source)
 
 

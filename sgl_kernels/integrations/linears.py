@@ -203,7 +203,12 @@ def _nothing(module: nn.Module) -> None:
 def _worth(layer: Any, activation: str) -> bool:
     """Whether a backend before torch would serve this layer on a long input: a hook costs each call some us."""
     weight = getattr(layer, "weight", None)
-    if type(weight) not in _PLAIN or not weight.is_floating_point() or weight.device.type == "meta":
+    if (
+        weight is None
+        or type(weight) not in _PLAIN
+        or not weight.is_floating_point()
+        or weight.device.type == "meta"
+    ):
         return False
     n, k = weight.shape
     facts = LinearFacts(weight.dtype, MANY_ROWS, n, k, layer.bias is not None, activation, False)

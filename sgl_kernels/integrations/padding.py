@@ -76,7 +76,7 @@ def _plain_call(encoder: Any, hidden_states: Tensor, kwargs: dict[str, Any]) -> 
     asked = [name for name, given in kwargs.items() if given is not None and given is not False]
     if any(name != "position_ids" for name in asked) or torch.is_grad_enabled():
         return False
-    if not serves(encoder) or getattr(config, "chunk_size_feed_forward", 0):
+    if not serves(encoder) or getattr(config, "chunk_size_feed_forward", False):
         return False
     if getattr(config, "output_hidden_states", False) or getattr(config, "output_attentions", False):
         return False

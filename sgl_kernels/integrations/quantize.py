@@ -130,13 +130,13 @@ def quantize_model(
         except ValueError as error:
             raise ValueError(f"quantize_model: layer {name!r}: {error}") from error
         replacements[name] = layer
-        error, cosine = weight_error(linear.weight, layer)
-        reports.append(LayerReport(name, shape, True, "", error, cosine, before, _bytes(layer)))
+        distance, cosine = weight_error(linear.weight, layer)
+        reports.append(LayerReport(name, shape, True, "", distance, cosine, before, _bytes(layer)))
         layer.prepare()
-    for name, layer in replacements.items():
+    for name, replacement in replacements.items():
         for alias in names[linears[name]]:
             parent, _, leaf = alias.rpartition(".")
-            setattr(model.get_submodule(parent) if parent else model, leaf, layer)
+            setattr(model.get_submodule(parent) if parent else model, leaf, replacement)
     return QuantizationReport(tuple(reports))
 
 

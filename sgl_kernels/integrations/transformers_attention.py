@@ -129,7 +129,8 @@ def mask_interface(*args: Any, **kwargs: Any) -> Tensor | None:
 
     config = kwargs.get("config")
     rules = "sdpa" if config is None else rules_of(config)
-    return AttentionMaskInterface._global_mapping[rules](*args, **kwargs)  # type: ignore[no-any-return]
+    functions: Any = AttentionMaskInterface._global_mapping
+    return functions[rules](*args, **kwargs)  # type: ignore[no-any-return]
 
 
 def _is_recorded(module: nn.Module, contract: Contract) -> bool:
@@ -272,9 +273,13 @@ def _packed(
             f"sgl_kernels in transformers: sliding_window={sliding_window} over packed sequences without causal order "
             "has no single meaning; pass the attention mask"
         )
+    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    lengths: list[Any] = [kwargs[name] for name in PACKING]
     out = attention_varlen(
-        *(t[0].transpose(0, 1) for t in (query, key, value)),
-        *(kwargs[name] for name in PACKING),
+        q,
+        k,
+        v,
+        *lengths,
         is_causal=causal,
         scale=scaling,
         window_size=(sliding_window - 1, -1) if causal and sliding_window is not None else None,

@@ -294,7 +294,7 @@ def _passes_probe(eager: Callable[..., Any]) -> bool:
         for softcap in (None, 1.3) if "softcap" in names else (None,):
             for bias in (None, noise(1, 4, 5, 7)) if "position_bias" in names else (None,):
                 for given in (None, mask):
-                    more = {"softcap": softcap} if softcap else {}
+                    more: dict[str, Any] = {"softcap": softcap} if softcap else {}
                     more |= {} if bias is None else {"position_bias": bias}
                     try:
                         out = eager(
