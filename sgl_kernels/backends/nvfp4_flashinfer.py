@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sgl_kernels.backends._attention import feature, shape
 from sgl_kernels.backends._bugs import bugs_of
-from sgl_kernels.backends._order import NTH, ONLY_WHEN_NAMED
+from sgl_kernels.backends._order import AFTER_OURS, NTH, ONLY_WHEN_NAMED
 from sgl_kernels.core.device import Device
 from sgl_kernels.core.selection.implementation import Implementation, Place
 from sgl_kernels.core.selection.requires import HALF, Requires
@@ -255,7 +255,9 @@ IMPLEMENTATIONS = (
         requires=Requires(platforms=frozenset({"cuda"}), archs=BLACKWELL, dtypes=HALF),
         rejects=_rejects("swizzled_128x4"),
         layout=_layout("swizzled_128x4"),
-        rank=Place(20, "reads a swizzled weight as it is, which our Triton kernel would undo in every call"),
+        rank=Place(
+            AFTER_OURS, "reads a swizzled weight as it is, which our Triton kernel would undo in every call"
+        ),
         proof="contract",
         doc="torch._scaled_mm (cuBLASLt) on packed fp4",
     ),

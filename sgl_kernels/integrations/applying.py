@@ -208,7 +208,7 @@ def _apply_to(
         hook = Hook(
             module, path, backend=backend, replacement=replacement, proven=replace_linear.relies_on(module)
         )
-        application.attach(hook, hook.normalise)
+        application.attach(hook, hook.replaced)
         return True
 
     for path, module in _layers(prefix, root):
@@ -312,4 +312,4 @@ def _pair_silu(application: _Application, root: nn.Module) -> None:
             hook.proven = (module, act_name, act)
             if not is_ours(act):
                 passing = Hook(act, f"{name}.act", replacement=replace.marked_silu)
-                application.attach(passing, passing.normalise)
+                application.attach(passing, passing.replaced)

@@ -166,7 +166,7 @@ def dispatched(
             raise ValueError(
                 "sgl_kernels in diffusers: return_lse with dropout_p > 0 is not served; set dropout_p=0"
             )
-        out = compat._torch_sdpa(
+        out = compat.TORCH_SDPA(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask, dropout_p, is_causal,
             scale=scale, enable_gqa=enable_gqa,
         )  # fmt: skip

@@ -15,10 +15,10 @@ from torch.compiler import is_compiling
 
 from sgl_kernels.core.log import warn_once
 from sgl_kernels.integrations.transformers_contract import (
+    CONTRACTS,
+    RULES,
     UNKNOWN,
     Contract,
-    _contracts,
-    _rules,
     contract_of,
     rules_of,
 )
@@ -48,8 +48,8 @@ def attention_interface(
     the model would have run without us: attention weights asked for (then they come second), dropout, sinks, block
     indices, a paged cache. Raises ValueError for these where that function is not known.
     """
-    contract = _contracts.get(type(module)) or _contract(module)
-    rules = "sdpa" if contract is UNKNOWN else _rules.get(type(module.config)) or _rules_of(module.config)
+    contract = CONTRACTS.get(type(module)) or _contract(module)
+    rules = "sdpa" if contract is UNKNOWN else RULES.get(type(module.config)) or _rules_of(module.config)
     odd = None
     if kwargs and not (contract.known and contract.odd.isdisjoint(kwargs)):
         odd = contract.oddity(kwargs)
@@ -308,7 +308,7 @@ def _with_dropout(
             f"sgl_kernels in transformers: dropout {dropout} together with softcap or a sliding window is not "
             'served; train with attn_implementation="eager"'
         )
-    out = compat._torch_sdpa(
+    out = compat.TORCH_SDPA(
         query, key, value, mask, dropout, causal, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
     return out.transpose(1, 2)
