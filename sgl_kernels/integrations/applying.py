@@ -311,5 +311,5 @@ def _pair_silu(application: _Application, root: nn.Module) -> None:
             hook.replacement = replace.group_norm_silu
             hook.proven = (module, act_name, act)
             if not is_ours(act):
-                passing = Hook(act, f"{name}.act", replacement=replace.marked_silu)
+                passing = Hook(act, f"{name}.act", replacement=replace.fused_silu)
                 application.attach(passing, passing.replaced)

@@ -11,6 +11,8 @@ import inspect
 import re
 import sys
 import textwrap
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -199,8 +201,17 @@ def rms_form(module: nn.Module) -> Replacement | None:
 # --- GroupNorm followed by SiLU --------------------------------------------------------------------
 
 
+class _Passing(threading.local):
+    """The last result of `group_norm_silu` in this thread, until a SiLU runs."""
+
+    result: weakref.ref[Tensor] | None = None
+
+
+_passing = _Passing()
+
+
 def group_norm_silu(self: nn.GroupNorm, input: Tensor) -> Tensor:
-    """A GroupNorm whose result goes straight into a SiLU: both at once, and a mark for `marked_silu`."""
+    """A GroupNorm whose result goes straight into a SiLU: both at once, and word of it for `fused_silu`."""
     watched = self._forward_hooks or _any_requires_grad(input, self.weight) or not _still_paired(self)
     if (
         is_compiling()
@@ -208,9 +219,11 @@ def group_norm_silu(self: nn.GroupNorm, input: Tensor) -> Tensor:
         or not fits(input, self.weight, self.bias)
         or input.numel() <= self.num_groups
     ):
-        return torch_group_norm(self, input)  # the compiler fuses on its own, and cannot see a mark
+        return torch_group_norm(
+            self, input
+        )  # the compiler fuses on its own, and cannot see what is passed on
     y = group_norm(input, self.num_groups, self.weight, self.bias, self.eps, activation="silu")
-    y._sgl_kernels_silu = True  # type: ignore[attr-defined]
+    _passing.result = weakref.ref(y)
     return y
 
 
@@ -230,10 +243,12 @@ def _still_paired(norm: nn.GroupNorm) -> bool:
     )
 
 
-def marked_silu(self: nn.SiLU, input: Tensor) -> Tensor:
-    """SiLU, unless the GroupNorm before it has done it."""
-    if not is_compiling() and input.__dict__.pop("_sgl_kernels_silu", False):
-        return input
+def fused_silu(self: nn.SiLU, input: Tensor) -> Tensor:
+    """SiLU, unless the GroupNorm right before it, in the same thread, has done it."""
+    if not is_compiling():
+        done, _passing.result = _passing.result, None
+        if done is not None and done() is input:
+            return input
     return stock(self, input)  # type: ignore[no-any-return]
 
 
