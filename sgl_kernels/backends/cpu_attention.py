@@ -90,7 +90,9 @@ def _load_attention_varlen(config: Any) -> Callable[..., Tensor]:
                 default_scale(q, scale), window_left, window_right, softcap,
             )  # fmt: skip
         except RuntimeError:  # the kernel reads cu_seqlens, which the op's check does not
-            sequences(cu_seqlens_q, cu_seqlens_k, q, k, max_seqlen_q, max_seqlen_k)  # says which is wrong, if it is
+            sequences(
+                cu_seqlens_q, cu_seqlens_k, q, k, max_seqlen_q, max_seqlen_k
+            )  # says which is wrong, if it is
             raise
         return out
 
