@@ -157,9 +157,11 @@ def _requires(dtypes: frozenset[torch.dtype]) -> Requires:
 
 
 _REJECTS = rejects(
-    causal=("square", "bottom_right"), window=True, head_dims=lambda d: d % 8 == 0 and d <= 256,
+    causal=("square", "bottom_right"),
+    window=True,
+    head_dims=lambda d: d % 8 == 0 and d <= 256,
     head_dim_text="a multiple of 8, at most 256",
-)  # fmt: skip
+)
 
 
 def _implementation(

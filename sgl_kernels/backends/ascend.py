@@ -64,9 +64,11 @@ def _fused(with_lse: bool) -> Callable[[Any], Callable[..., Any]]:
 
 
 _plain = rejects(
-    masks=("bool",), causal=("square", "bottom_right", "top_left"), head_dims=lambda d: d % 8 == 0 and d <= 512,
+    masks=("bool",),
+    causal=("square", "bottom_right", "top_left"),
+    head_dims=lambda d: d % 8 == 0 and d <= 512,
     head_dim_text="a multiple of 8, at most 512",
-)  # fmt: skip
+)
 
 
 def _rejects_attention(facts: Any) -> Rejected | None:

@@ -95,14 +95,18 @@ IMPLEMENTATIONS = (
         backend="aiter",
         load=_load,
         requires=Amds(
-            platforms=frozenset({"rocm"}), archs=frozenset({"gfx950"}), dtypes=frozenset({torch.bfloat16}),
+            platforms=frozenset({"rocm"}),
+            archs=frozenset({"gfx950"}),
+            dtypes=frozenset({torch.bfloat16}),
             install=INSTALL,
         ),
         rejects=_rejects,
         layout=_layout,
         bugs=bugs_of("aiter", "nvfp4_linear"),
-        rank=Place(BEFORE_OURS, "assembly written for gfx950, before our Triton kernel, which nobody has timed there"),
+        rank=Place(
+            BEFORE_OURS, "assembly written for gfx950, before our Triton kernel, which nobody has timed there"
+        ),
         proof="contract",
         doc="AITER's gemm_a4w4: MXFP4 by MXFP4 on gfx950",
     ),
-)  # fmt: skip
+)

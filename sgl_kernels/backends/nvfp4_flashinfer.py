@@ -173,9 +173,12 @@ def _load_scaled_mm(config: Any) -> Callable[..., Tensor]:
         scale = _activation(flat, input_scale)
         a, a_scale, _ = reference.nvfp4_quantize(flat, scale, "nvfp4", False)
         y = scaled_mm(
-            a.view(fp4), weight.view(fp4).t(), swizzle_scales(a_scale).flatten(), weight_scale.flatten(),
+            a.view(fp4),
+            weight.view(fp4).t(),
+            swizzle_scales(a_scale).flatten(),
+            weight_scale.flatten(),
             out_dtype=torch.float32,
-        )  # fmt: skip
+        )
         return _finish((y * (scale * global_scale)).to(x.dtype), x, bias, out_features)
 
     return run

@@ -67,9 +67,12 @@ def _load(config: Any) -> Callable[..., Tensor]:
 
 
 _plain = rejects(
-    masks=("bool", "float"), causal=("square", "bottom_right", "top_left"), gqa=False,
-    head_dims=lambda d: d % 8 == 0, head_dim_text="a multiple of 8",
-)  # fmt: skip
+    masks=("bool", "float"),
+    causal=("square", "bottom_right", "top_left"),
+    gqa=False,
+    head_dims=lambda d: d % 8 == 0,
+    head_dim_text="a multiple of 8",
+)
 
 
 def _rejects(facts: Any) -> Any:

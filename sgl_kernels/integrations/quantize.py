@@ -18,9 +18,7 @@ FUSED = (
     nn.MultiheadAttention,
 )  # they hand children's weights to a kernel of torch
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-HOOKS = (
-    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
-)  # fmt: skip
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True, slots=True)

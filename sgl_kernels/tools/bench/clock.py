@@ -168,9 +168,12 @@ def interleave(
 
 
 def _sample(
-    variants: Sequence[Callable[[], object]], repeat: int, offset: int, clock: Callable[[], float],
+    variants: Sequence[Callable[[], object]],
+    repeat: int,
+    offset: int,
+    clock: Callable[[], float],
     wait: Callable[[], None],
-) -> float:  # fmt: skip
+) -> float:
     count = len(variants)
     if count == 1:
         call = variants[0]
