@@ -108,6 +108,26 @@ def test_no_import_goes_in_a_circle_not_even_a_lazy_one():
         pytest.fail(" imports ".join(str(p.relative_to(ROOT)) for p in reversed(error.args[1])))
 
 
+def test_no_module_takes_a_private_name_out_of_another():
+    """A module called _x belongs to its folder, and its public names to whoever imports it; a name _y to its module."""
+    found = []
+    for path in (p for p in _files(".py") if PACKAGE in p.parents):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (
+                node.level or (node.module or "").startswith("sgl_kernels")
+            ):
+                above = path.relative_to(ROOT).parent.parts
+                base = ".".join(above[: len(above) - node.level + 1]) if node.level else ""
+                module = ".".join(part for part in (base, node.module or "") if part)
+                private = [
+                    a.name for a in node.names if a.name.startswith("_") and not a.name.startswith("__")
+                ]
+                found += [f"{path.name}: {module}.{n}" for n in private if not _file_of(f"{module}.{n}")]
+    assert found == [
+        "__init__.py: sgl_kernels._problem"
+    ]  # why torch cannot be used, asked before anything is imported
+
+
 def test_the_package_imports_nothing_of_the_checkout_around_it():
     outside = ("benchmarks", "tests", "examples")
     found = {p.name: m for p in _files(".py") if PACKAGE in p.parents for m in _run_time_imports(p)

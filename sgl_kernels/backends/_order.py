@@ -121,6 +121,8 @@ ORDER: tuple[Row, ...] = (
 
 OURS = 30
 """The rank of our Triton kernels (backends/triton.py), which a row may name: who follows them ranks below."""
+BEFORE_OURS, AFTER_OURS, LAST = OURS + 20, OURS - 10, OURS - 20
+"""Before our Triton kernels, right behind them, and behind those too; all above the floor."""
 
 _ROWS = {(row.family, row.group): row for row in ORDER}
 NTH = ("first", "second", "third", "fourth", "fifth")

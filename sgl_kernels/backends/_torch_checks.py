@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from sgl_kernels.core.tensors import is_wrapped, open_modes
-from sgl_kernels.ops._fingerprint import _compiled
+from sgl_kernels.ops._fingerprint import compiled
 from sgl_kernels.ops._key import is_plain
 
 SAFE_FORWARD, SAFE_BACKWARD = 1e30, 2.0**14
@@ -26,7 +26,7 @@ _transform = torch._C._functorch.peek_interpreter_stack
 
 
 _near, _finite, _bounds, _even = (
-    getattr(_compiled, name, None) for name in ("is_near", "is_finite", "bounds", "has_no_odd_row")
+    getattr(compiled, name, None) for name in ("is_near", "is_finite", "bounds", "has_no_odd_row")
 )
 
 

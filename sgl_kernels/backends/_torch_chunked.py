@@ -8,6 +8,8 @@ branches, which makes of a visible key that is not finite a row of NaN.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,7 @@ def chunked(
     rows = max(1, min(sq, _chunk_bytes(q) // max(1, batch * heads * sk * wide.itemsize)))
     hides = attn_mask is not None or is_causal or window_left >= 0 or window_right >= 0
     grad = watching(q, k, v, attn_mask)
-    chunk = _plain_chunk
+    chunk: Callable[..., tuple[Tensor, Tensor]] = _plain_chunk
     if hides and not may_look(q, k, v, attn_mask):
         chunk = _blind_chunk
     elif hides and not all(largest(t) < INF for t in ((q, k, v) if grad else (k, v))):

@@ -38,7 +38,7 @@ def _has_amds_folders() -> bool:
     return bool(roots) and all(finder(f"aiter.{part}", roots) is not None for part in ("ops", "jit"))
 
 
-class _Amds(Requires):
+class Amds(Requires):
     """The requirements, and that `aiter` is AMD's."""
 
     __slots__ = ()
@@ -151,15 +151,17 @@ def _vae_flag(settings: Settings) -> Rejected | None:
 
 
 def _requires(dtypes: frozenset[torch.dtype]) -> Requires:
-    return _Amds(
+    return Amds(
         platforms=frozenset({"rocm"}), archs=frozenset({"gfx942", "gfx950"}), dtypes=dtypes, install=INSTALL
     )
 
 
 _REJECTS = rejects(
-    causal=("square", "bottom_right"), window=True, head_dims=lambda d: d % 8 == 0 and d <= 256,
+    causal=("square", "bottom_right"),
+    window=True,
+    head_dims=lambda d: d % 8 == 0 and d <= 256,
     head_dim_text="a multiple of 8, at most 256",
-)  # fmt: skip
+)
 
 
 def _implementation(

@@ -52,7 +52,7 @@ def _fused(with_lse: bool) -> Callable[[Any], Callable[..., Any]]:
                 scale=default_scale(q, scale), keep_prob=1.0, sparse_mode=mode,
             )  # fmt: skip
             lse = row_max[..., 0] + torch.log(row_sum[..., 0])  # (B, H, Sq, 8), eight equal columns
-            if attn_mask is not None:  # a row without keys comes out uniform
+            if attn_mask is not None and hidden is not None:  # a row without keys comes out uniform
                 empty = hidden.all(-1).expand(lse.shape)
                 out = out.masked_fill(empty.transpose(1, 2)[..., None], 0.0)
                 lse = lse.masked_fill(empty, float("-inf"))
@@ -64,9 +64,11 @@ def _fused(with_lse: bool) -> Callable[[Any], Callable[..., Any]]:
 
 
 _plain = rejects(
-    masks=("bool",), causal=("square", "bottom_right", "top_left"), head_dims=lambda d: d % 8 == 0 and d <= 512,
+    masks=("bool",),
+    causal=("square", "bottom_right", "top_left"),
+    head_dims=lambda d: d % 8 == 0 and d <= 512,
     head_dim_text="a multiple of 8, at most 512",
-)  # fmt: skip
+)
 
 
 def _rejects_attention(facts: Any) -> Rejected | None:

@@ -16,6 +16,7 @@ from sgl_kernels.core.device import Device
 from sgl_kernels.core.selection.implementation import Fidelity, Implementation
 from sgl_kernels.core.selection.requires import FLOATS, Requires
 from sgl_kernels.core.selection.verdict import Rejected
+from sgl_kernels.ops.attention.reference import sequences
 
 CAUSAL = {"bottom_right": 1, "top_left": 2}
 MASK_DTYPES = (torch.bool, torch.float32, torch.bfloat16, torch.float16)
@@ -88,10 +89,11 @@ def _load_attention_varlen(config: Any) -> Callable[..., Tensor]:
                 min(max_seqlen_k, k.shape[0]), int(is_causal),
                 default_scale(q, scale), window_left, window_right, softcap,
             )  # fmt: skip
-        except RuntimeError as error:  # the kernel reads cu_seqlens, which the op's check does not
-            if "cu_seqlens" not in str(error):
-                raise
-            raise ValueError(str(error).splitlines()[0]) from None
+        except RuntimeError:  # the kernel reads cu_seqlens, which the op's check does not
+            sequences(
+                cu_seqlens_q, cu_seqlens_k, q, k, max_seqlen_q, max_seqlen_k
+            )  # says which is wrong, if it is
+            raise
         return out
 
     return run

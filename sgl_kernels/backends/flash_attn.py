@@ -75,9 +75,13 @@ def _open_window(window: tuple[int, int]) -> tuple[int | None, int | None]:
 
 
 def adapter(
-    op: str, dense: Callable[..., Any], varlen: Callable[..., Any], *, lse_flag: str = "return_attn_probs",
+    op: str,
+    dense: Callable[..., Any],
+    varlen: Callable[..., Any],
+    *,
+    lse_flag: str = "return_attn_probs",
     window_form: Callable[[tuple[int, int]], Any] = _same_window,
-) -> Callable[..., Any]:  # fmt: skip
+) -> Callable[..., Any]:
     """`run` for one op around a generation's two functions, which differ in the lse flag and the window's form."""
     if op == "attention_varlen":
         return varlen_adapter(
@@ -127,10 +131,14 @@ def _load_fa4(op: str) -> Callable[[Any], Callable[..., Any]]:
 
 
 def _implementations(
-    backend: str, load: Callable[[str], Callable[[Any], Callable[..., Any]]], requires: Requires, doc: str,
-    head_dims: Callable[[int], bool], head_dim_text: str,
+    backend: str,
+    load: Callable[[str], Callable[[Any], Callable[..., Any]]],
+    requires: Requires,
+    doc: str,
+    head_dims: Callable[[int], bool],
+    head_dim_text: str,
     rejects_on: Callable[[Any, Device], Rejected | None] = rejects_before_ampere,
-) -> tuple[Implementation, ...]:  # fmt: skip
+) -> tuple[Implementation, ...]:
     return tuple(
         Implementation(
             op=op,

@@ -55,9 +55,12 @@ def _prefill(with_lse: bool) -> Callable[[Any], Callable[..., Any]]:
 
 
 _plain = rejects(
-    causal=("square", "bottom_right"), window=True, softcap=True, head_dims=lambda d: d in HEAD_DIMS,
+    causal=("square", "bottom_right"),
+    window=True,
+    softcap=True,
+    head_dims=lambda d: d in HEAD_DIMS,
     head_dim_text="64, 128 or 256",
-)  # fmt: skip
+)
 
 
 def _rejects_attention(facts: Any) -> Rejected | None:

@@ -41,7 +41,7 @@ def _load(op: str) -> Callable[[Any], Callable[..., Any]]:
                 q, k, v, softmax_scale=scale, causal=causal, window_size=window, softcap=softcap, **keywords
             ),
             lse,
-        )  # fmt: skip
+        )
 
     return load
 
@@ -55,8 +55,11 @@ IMPLEMENTATIONS = tuple(
             platforms=frozenset({"cuda"}), min_capability=(8, 0), packages=("kernels>=0.12",), dtypes=HALF
         ),
         rejects=rejects(
-            causal=("square", "bottom_right"), window=True, softcap=True,
-            head_dims=lambda d: d % 8 == 0 and d <= 256, head_dim_text="a multiple of 8, at most 256",
+            causal=("square", "bottom_right"),
+            window=True,
+            softcap=True,
+            head_dims=lambda d: d % 8 == 0 and d <= 256,
+            head_dim_text="a multiple of 8, at most 256",
         ),
         bugs=bugs_of("hf_kernels", op),
         options={
@@ -68,4 +71,4 @@ IMPLEMENTATIONS = tuple(
         doc="FlashAttention prebuilt on the Hugging Face Hub",
     )
     for op in ("attention", "attention_lse", "attention_varlen")
-)  # fmt: skip
+)

@@ -41,7 +41,8 @@ def _load(config: Any) -> Callable[..., Any]:
     behind = _torch_product(kernels.gelu_tanh.default)
     served = set(FEWEST_ROWS.get(cpu_arch(), ()))
     # Not measured: oneDNN multiplies float16 in registers of halves where the processor has them, twice the fp32 rate.
-    if getattr(torch.cpu, "get_capabilities", dict)().get("avx512_fp16", False):
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    if capabilities.get("avx512_fp16", False):
         served.discard(torch.float16)
     if not served or kernels.linear_unsupported_reason():
         return behind

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sgl_kernels.backends._attention import feature, shape
 from sgl_kernels.backends._bugs import bugs_of
-from sgl_kernels.backends.aiter import INSTALL, _Amds
+from sgl_kernels.backends._order import BEFORE_OURS
+from sgl_kernels.backends.aiter import INSTALL, Amds
 from sgl_kernels.core.device import Device
 from sgl_kernels.core.selection.implementation import Implementation, Place
 from sgl_kernels.core.selection.verdict import Rejected
@@ -93,15 +94,19 @@ IMPLEMENTATIONS = (
         op="nvfp4_linear",
         backend="aiter",
         load=_load,
-        requires=_Amds(
-            platforms=frozenset({"rocm"}), archs=frozenset({"gfx950"}), dtypes=frozenset({torch.bfloat16}),
+        requires=Amds(
+            platforms=frozenset({"rocm"}),
+            archs=frozenset({"gfx950"}),
+            dtypes=frozenset({torch.bfloat16}),
             install=INSTALL,
         ),
         rejects=_rejects,
         layout=_layout,
         bugs=bugs_of("aiter", "nvfp4_linear"),
-        rank=Place(50, "assembly written for gfx950, before our Triton kernel, which nobody has timed there"),
+        rank=Place(
+            BEFORE_OURS, "assembly written for gfx950, before our Triton kernel, which nobody has timed there"
+        ),
         proof="contract",
         doc="AITER's gemm_a4w4: MXFP4 by MXFP4 on gfx950",
     ),
-)  # fmt: skip
+)

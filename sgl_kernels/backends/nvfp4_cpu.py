@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sgl_kernels.backends._extension import absent, extension
+from sgl_kernels.backends.cpu import FIRST
 from sgl_kernels.core.device import Device, cpu_arch
 from sgl_kernels.core.selection.implementation import Implementation, Place
 from sgl_kernels.core.selection.requires import FLOATS, Requires
@@ -18,7 +19,7 @@ from sgl_kernels.ops.nvfp4.layouts import PANEL
 
 LAYOUT = "cpu_packed"
 PLACE = Place(
-    50, "products of packed integers, where torch decodes the weight: benchmarks/notes/cpu_nvfp4.md"
+    FIRST, "products of packed integers, where torch decodes the weight: benchmarks/notes/cpu_nvfp4.md"
 )
 CPU = Requires(platforms=frozenset({"cpu"}), dtypes=FLOATS)
 DECODED_ROWS = {

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sgl_kernels.backends._attention import feature, shape
 from sgl_kernels.backends._bugs import bugs_of
-from sgl_kernels.backends._order import NTH, ONLY_WHEN_NAMED
+from sgl_kernels.backends._order import AFTER_OURS, NTH, ONLY_WHEN_NAMED
 from sgl_kernels.core.device import Device
 from sgl_kernels.core.selection.implementation import Implementation, Place
 from sgl_kernels.core.selection.requires import HALF, Requires
@@ -173,9 +173,12 @@ def _load_scaled_mm(config: Any) -> Callable[..., Tensor]:
         scale = _activation(flat, input_scale)
         a, a_scale, _ = reference.nvfp4_quantize(flat, scale, "nvfp4", False)
         y = scaled_mm(
-            a.view(fp4), weight.view(fp4).t(), swizzle_scales(a_scale).flatten(), weight_scale.flatten(),
+            a.view(fp4),
+            weight.view(fp4).t(),
+            swizzle_scales(a_scale).flatten(),
+            weight_scale.flatten(),
             out_dtype=torch.float32,
-        )  # fmt: skip
+        )
         return _finish((y * (scale * global_scale)).to(x.dtype), x, bias, out_features)
 
     return run
@@ -255,7 +258,9 @@ IMPLEMENTATIONS = (
         requires=Requires(platforms=frozenset({"cuda"}), archs=BLACKWELL, dtypes=HALF),
         rejects=_rejects("swizzled_128x4"),
         layout=_layout("swizzled_128x4"),
-        rank=Place(20, "reads a swizzled weight as it is, which our Triton kernel would undo in every call"),
+        rank=Place(
+            AFTER_OURS, "reads a swizzled weight as it is, which our Triton kernel would undo in every call"
+        ),
         proof="contract",
         doc="torch._scaled_mm (cuBLASLt) on packed fp4",
     ),

@@ -29,7 +29,7 @@ def _quantize(x: Tensor, global_scale: Tensor | None, format: str, stochastic: b
     if fmt.has_global and global_scale is None:
         found = [_amax(flat[i : i + steps.step]) for i in steps]
         global_scale = reference.global_scale_of(torch.stack(found) if found else flat.float())
-    parts = [
+    parts: list[tuple[Tensor, Tensor, Tensor | None]] = [
         reference.nvfp4_quantize(flat[i : i + steps.step], global_scale, format, stochastic) for i in steps
     ]
     if len(parts) != 1:

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sgl_kernels.backends.triton import FUSED, INTERPRETED, _chosen, _rejects_old_gpu, _requires, family
+from sgl_kernels.backends._order import LAST
+from sgl_kernels.backends.triton import (
+    FUSED,
+    INTERPRETED,
+    chosen_tile,
+    gpu_or_interpreter,
+    rejects_old_gpu,
+    tuned_for,
+)
 from sgl_kernels.core.device import Device
 from sgl_kernels.core.selection.implementation import Implementation, Place
 from sgl_kernels.core.selection.requires import FLOATS
@@ -26,7 +34,7 @@ def _load_linear(config: Any) -> Callable[..., Tensor]:
     from sgl_kernels.kernels.triton.nvfp4_quantize import dequantize, quantize
     from sgl_kernels.kernels.triton.nvfp4_scaled import linear_scaled
 
-    tile = _chosen(config, configs_nvfp4.LinearConfig, configs_nvfp4.INTERPRETER)
+    tile = chosen_tile(config, configs_nvfp4.LinearConfig, configs_nvfp4.INTERPRETER)
 
     def run(
         x: Tensor, weight: Tensor, weight_scale: Tensor, global_scale: Tensor | None, bias: Tensor | None,
@@ -67,7 +75,7 @@ def _quantize_tile(x: Tensor) -> configs_nvfp4.QuantizeConfig:
 def _load_quantize(config: Any) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
     from sgl_kernels.kernels.triton.nvfp4_quantize import quantize
 
-    tile = _chosen(config, configs_nvfp4.QuantizeConfig, configs_nvfp4.quantize("interpreter"))
+    tile = chosen_tile(config, configs_nvfp4.QuantizeConfig, configs_nvfp4.quantize("interpreter"))
 
     def run(
         x: Tensor, global_scale: Tensor | None, format: str, stochastic: bool
@@ -84,7 +92,7 @@ def _load_quantize(config: Any) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
 def _load_dequantize(config: Any) -> Callable[..., Tensor]:
     from sgl_kernels.kernels.triton.nvfp4_quantize import dequantize
 
-    tile = _chosen(config, configs_nvfp4.QuantizeConfig, configs_nvfp4.quantize("interpreter"))
+    tile = chosen_tile(config, configs_nvfp4.QuantizeConfig, configs_nvfp4.quantize("interpreter"))
 
     def run(
         data: Tensor, block_scale: Tensor, global_scale: Tensor | None, format: str, dtype: str
@@ -126,9 +134,9 @@ def _rank(facts: Any, device: Device) -> int:
 
 
 def _linear_rank(facts: Any, device: Device) -> int:
-    """Behind torch._scaled_mm (20) where it reads a swizzled weight as it is: ours would undo that in every call."""
+    """Behind torch._scaled_mm where it reads a swizzled weight as it is: ours would undo that in every call."""
     if device.platform == "cuda" and facts.activation == facts.format and facts.layout == "swizzled_128x4":
-        return 10
+        return Place(LAST, "the floor writes what it decodes to memory")
     return _rank(facts, device)
 
 
@@ -137,24 +145,25 @@ def _linear_configs(facts: Any, device: Device) -> tuple[configs_nvfp4.LinearCon
     group = parse_format(facts.format).block
     # a decoded MXFP4 activation of an fp16 x is fp32 too: see run
     wide = configs_nvfp4.is_wide(facts.dtype, 32 if facts.activation == "mxfp4" else group)
-    decoded = configs_nvfp4.linear(family(device), facts.m, wide)
+    decoded = configs_nvfp4.linear(tuned_for(device), facts.m, wide)
     if facts.activation != facts.format:
         return (decoded,)
-    arch = device.arch if device.platform in ("cuda", "rocm") else family(device)
+    arch = device.arch if device.platform in ("cuda", "rocm") else tuned_for(device)
     native = configs_nvfp4.native(arch, group, facts.m)
     return (decoded,) if native is None else (native, decoded)
 
 
 def _quantize_configs(facts: Any, device: Device) -> tuple[configs_nvfp4.QuantizeConfig, ...]:
-    return (configs_nvfp4.quantize(family(device)),)
+    return (configs_nvfp4.quantize(tuned_for(device)),)
 
 
 def _implementation(
     op: str, load: Any, rank: Any, make_configs: Any, doc: str, rejects: Any = None
 ) -> Implementation:
     return Implementation(
-        op=op, backend="triton", load=load, requires=_requires(FLOATS), rejects=rejects, rejects_on=_rejects_old_gpu,
-        rank=rank, configs=make_configs, launches_on_current_device=True, proof="interpreted, compiled", doc=doc,
+        op=op, backend="triton", load=load, requires=gpu_or_interpreter(FLOATS), rejects=rejects,
+        rejects_on=rejects_old_gpu, rank=rank, configs=make_configs, launches_on_current_device=True,
+        proof="interpreted, compiled", doc=doc,
     )  # fmt: skip
 
 

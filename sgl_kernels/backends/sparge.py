@@ -42,9 +42,7 @@ def _load(config: Any) -> Callable[..., Tensor]:
     return run
 
 
-_plain = rejects(
-    causal=(), gqa=False, head_dims=lambda d: d in (64, 128), head_dim_text="64 or 128"
-)  # fmt: skip
+_plain = rejects(causal=(), gqa=False, head_dims=lambda d: d in (64, 128), head_dim_text="64 or 128")
 
 
 def _rejects(facts: Any) -> Rejected | None:

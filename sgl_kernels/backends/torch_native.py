@@ -134,7 +134,8 @@ def _on_device(
     group = q.shape[2] // k.shape[2]
     for repeat in dict.fromkeys((1, group)):  # the kernels with masks and float32 know no grouped heads
         keys, values = (t if repeat == 1 else t.repeat_interleave(repeat, 2) for t in (k, v))
-        if not _materialises(*(t.transpose(1, 2) for t in (q, keys, values)), mask, causal, scale):
+        heads_first = (q.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
+        if not _materialises(*heads_first, mask, causal, scale):
             return _fused(q, keys, values, mask, causal, scale)
     return None
 

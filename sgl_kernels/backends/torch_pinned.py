@@ -91,9 +91,13 @@ def _load_flex(config: Any) -> Callable[..., Tensor]:
             return score
 
         out = compiled(
-            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), score_mod=score_mod, scale=scale,
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            score_mod=score_mod,
+            scale=scale,
             enable_gqa=q.shape[2] != k.shape[2],
-        )  # fmt: skip
+        )
         return out.transpose(1, 2)
 
     return run

@@ -9,6 +9,7 @@ import torch
 
 from sgl_kernels.backends import _triton_rows
 from sgl_kernels.backends._attention import without_hidden
+from sgl_kernels.backends._order import ONLY_WHEN_NAMED, OURS
 from sgl_kernels.core import environment
 from sgl_kernels.core.device import Device
 from sgl_kernels.core.selection.implementation import Fidelity, Implementation, Place
@@ -21,10 +22,9 @@ from sgl_kernels.ops.attention.reference import sequences
 INTERPRETER_VARIABLE = "TRITON_INTERPRET"
 MIN_TRITON = (3, 4)  # older ones fail in the interpreter on bounds that are tensors, and know no sm_120
 
-# Ranks against torch's floor (0). Fused ops save passes over memory that eager torch makes, so they go first on a GPU.
-# Where torch has one kernel for the whole op, nobody has measured ours to be faster: it stays behind the floor. Vendor
-# kernels are all above FUSED.
-FUSED, BEHIND, INTERPRETED = 30, -10, -100
+# Ranks. Fused ops save passes over memory that eager torch makes, so they go first on a GPU. Where torch has one kernel
+# for the whole op, nobody has measured ours to be faster: it stays behind the floor. Vendor kernels are above FUSED.
+FUSED, BEHIND, INTERPRETED = OURS, ONLY_WHEN_NAMED, -100
 
 
 def is_interpreted() -> bool:
@@ -43,7 +43,7 @@ class _GpuOrInterpreter(Requires):
         return Requires.rejects(self, dtype, device, version_of)
 
 
-def _requires(dtypes: frozenset[torch.dtype]) -> Requires:
+def gpu_or_interpreter(dtypes: frozenset[torch.dtype]) -> Requires:
     return _GpuOrInterpreter(
         platforms=frozenset({"cuda", "rocm", "xpu"}),
         packages=("triton",),
@@ -52,7 +52,7 @@ def _requires(dtypes: frozenset[torch.dtype]) -> Requires:
     )
 
 
-def family(device: Device) -> str:
+def tuned_for(device: Device) -> str:
     """The row set of the tuning table for a device; "interpreter" on the CPU."""
     if device.platform == "rocm":
         return "rdna" if device.arch.startswith(("gfx10", "gfx11", "gfx12")) else "cdna"
@@ -63,7 +63,7 @@ def family(device: Device) -> str:
     return known.get(major, "sm86")
 
 
-def _rejects_old_gpu(facts: Any, device: Device) -> Rejected | None:
+def rejects_old_gpu(facts: Any, device: Device) -> Rejected | None:
     if device.platform == "cuda" and device.capability is not None and device.capability < (8, 0):
         found = f"{device.capability[0]}.{device.capability[1]}"
         return Rejected(Reason.CAPABILITY, f"needs capability 8.0 or newer, device is {found}")
@@ -71,7 +71,7 @@ def _rejects_old_gpu(facts: Any, device: Device) -> Rejected | None:
 
 
 def _rejects_wide_heads(f: Any, device: Device) -> Rejected | None:
-    rejected = _rejects_old_gpu(f, device)
+    rejected = rejects_old_gpu(f, device)
     if rejected is None and _attention_configs(f, device)[0] is None:
         kind = str(f.dtype).removeprefix("torch.")
         return Rejected(
@@ -122,7 +122,7 @@ def _kernels() -> Any:
     return package
 
 
-def _chosen(config: Any, kind: type, default: Any) -> Any:
+def chosen_tile(config: Any, kind: type, default: Any) -> Any:
     """The config of the selection: an object, the JSON of a tuning record, or none."""
     if isinstance(config, Mapping):
         return kind(**config)
@@ -131,7 +131,7 @@ def _chosen(config: Any, kind: type, default: Any) -> Any:
 
 def _load_attention(config: Any) -> Callable[..., Any]:
     attend = _kernels().attention.attention
-    config = _chosen(config, configs.AttentionConfig, configs.INTERPRETER)
+    config = chosen_tile(config, configs.AttentionConfig, configs.INTERPRETER)
 
     def run(q, k, v, attn_mask, is_causal, causal_alignment, scale, window_left, window_right, softcap):
         if not config.guards_v:
@@ -146,7 +146,7 @@ def _load_attention(config: Any) -> Callable[..., Any]:
 
 def _load_attention_lse(config: Any) -> Callable[..., Any]:
     attend = _kernels().attention.attention
-    config = _chosen(config, configs.AttentionConfig, configs.INTERPRETER)
+    config = chosen_tile(config, configs.AttentionConfig, configs.INTERPRETER)
 
     def run(q, k, v, attn_mask, is_causal, causal_alignment, scale, window_left, window_right, softcap):
         if not config.guards_v:
@@ -161,7 +161,7 @@ def _load_attention_lse(config: Any) -> Callable[..., Any]:
 
 def _load_attention_varlen(config: Any) -> Callable[..., Any]:
     attend = _kernels().attention.attention_varlen
-    config = _chosen(config, configs.AttentionConfig, configs.INTERPRETER)
+    config = chosen_tile(config, configs.AttentionConfig, configs.INTERPRETER)
 
     def run(
         q, k, v, cu_q, cu_k, max_seqlen_q, max_seqlen_k, is_causal, scale, window_left, window_right, softcap
@@ -178,7 +178,7 @@ def _load_attention_varlen(config: Any) -> Callable[..., Any]:
 
 def _load_attention_int8(config: Any) -> Callable[..., Any]:
     attend = _kernels().attention_int8.attention_int8
-    config = _chosen(config, configs.AttentionConfig, configs.INTERPRETER)
+    config = chosen_tile(config, configs.AttentionConfig, configs.INTERPRETER)
 
     def run(q, k, v, attn_mask, is_causal, causal_alignment, scale, window_left, window_right, softcap):
         if not config.guards_v:
@@ -194,7 +194,7 @@ def _load_attention_int8(config: Any) -> Callable[..., Any]:
 
 def _load_rms_norm(config: Any) -> Callable[..., Any]:
     rms_norm = _kernels().norm.rms_norm
-    config = _chosen(config, configs.NormConfig, configs.norm("interpreter", 0))
+    config = chosen_tile(config, configs.NormConfig, configs.norm("interpreter", 0))
 
     def run(x, weight, eps, weight_offset):
         return rms_norm(x, weight, eps, weight_offset, config=config)
@@ -204,7 +204,7 @@ def _load_rms_norm(config: Any) -> Callable[..., Any]:
 
 def _load_layer_norm(config: Any) -> Callable[..., Any]:
     layer_norm = _kernels().norm.layer_norm
-    config = _chosen(config, configs.NormConfig, configs.norm("interpreter", 0))
+    config = chosen_tile(config, configs.NormConfig, configs.norm("interpreter", 0))
 
     def run(x, weight, bias, eps):
         return layer_norm(x, weight, bias, eps, config=config)
@@ -214,7 +214,7 @@ def _load_layer_norm(config: Any) -> Callable[..., Any]:
 
 def _load_norm_scale_shift(config: Any) -> Callable[..., Any]:
     norm_scale_shift = _kernels().norm.norm_scale_shift
-    config = _chosen(config, configs.NormConfig, configs.norm("interpreter", 0))
+    config = chosen_tile(config, configs.NormConfig, configs.norm("interpreter", 0))
 
     def run(x, scale, shift, weight, bias, eps, norm):
         return norm_scale_shift(x, scale, shift, weight, bias, eps, norm, config=config)
@@ -224,7 +224,7 @@ def _load_norm_scale_shift(config: Any) -> Callable[..., Any]:
 
 def _load_residual(config: Any) -> Callable[..., Any]:
     fused = _kernels().norm.residual_gate_norm_scale_shift
-    config = _chosen(config, configs.NormConfig, configs.norm("interpreter", 0))
+    config = chosen_tile(config, configs.NormConfig, configs.norm("interpreter", 0))
 
     def run(residual, x, gate, scale, shift, weight, bias, eps, norm):
         return fused(residual, x, gate, scale, shift, weight, bias, eps, norm, config=config)
@@ -234,7 +234,7 @@ def _load_residual(config: Any) -> Callable[..., Any]:
 
 def _load_group_norm(config: Any) -> Callable[..., Any]:
     group_norm = _kernels().group_norm.group_norm
-    config = _chosen(config, configs.GroupNormConfig, configs.group_norm("interpreter"))
+    config = chosen_tile(config, configs.GroupNormConfig, configs.group_norm("interpreter"))
 
     def run(x, num_groups, weight, bias, eps, activation):
         return group_norm(x, num_groups, weight, bias, eps, activation, config=config)
@@ -244,7 +244,7 @@ def _load_group_norm(config: Any) -> Callable[..., Any]:
 
 def _load_apply_rope(config: Any) -> Callable[..., Any]:
     apply_rope = _kernels().rope.apply_rope
-    config = _chosen(config, configs.TileConfig, configs.tile("interpreter"))
+    config = chosen_tile(config, configs.TileConfig, configs.tile("interpreter"))
 
     def run(x, cos, sin, interleaved):
         return apply_rope(x, cos, sin, interleaved, config=config)
@@ -254,7 +254,7 @@ def _load_apply_rope(config: Any) -> Callable[..., Any]:
 
 def _load_qk_norm_rope(config: Any) -> Callable[..., Any]:
     qk_norm_rope = _kernels().rope.qk_norm_rope
-    config = _chosen(config, configs.TileConfig, configs.tile("interpreter"))
+    config = chosen_tile(config, configs.TileConfig, configs.tile("interpreter"))
 
     def run(q, k, q_weight, k_weight, cos, sin, eps, interleaved):
         return qk_norm_rope(q, k, q_weight, k_weight, cos, sin, eps, interleaved, config=config)
@@ -264,7 +264,7 @@ def _load_qk_norm_rope(config: Any) -> Callable[..., Any]:
 
 def _load_scale_shift(config: Any) -> Callable[..., Any]:
     scale_shift = _kernels().modulate.scale_shift
-    config = _chosen(config, configs.TileConfig, configs.tile("interpreter"))
+    config = chosen_tile(config, configs.TileConfig, configs.tile("interpreter"))
 
     def run(x, scale, shift):
         return scale_shift(x, scale, shift, config=config)
@@ -274,7 +274,7 @@ def _load_scale_shift(config: Any) -> Callable[..., Any]:
 
 def _load_gate_residual(config: Any) -> Callable[..., Any]:
     gate_residual = _kernels().modulate.gate_residual
-    config = _chosen(config, configs.TileConfig, configs.tile("interpreter"))
+    config = chosen_tile(config, configs.TileConfig, configs.tile("interpreter"))
 
     def run(residual, x, gate):
         return gate_residual(residual, x, gate, config=config)
@@ -284,7 +284,7 @@ def _load_gate_residual(config: Any) -> Callable[..., Any]:
 
 def _load_silu_mul(config: Any) -> Callable[..., Any]:
     silu_mul = _kernels().activation.silu_mul
-    config = _chosen(config, configs.TileConfig, configs.tile("interpreter"))
+    config = chosen_tile(config, configs.TileConfig, configs.tile("interpreter"))
 
     def run(x, up):
         return silu_mul(x, up, config=config)
@@ -294,7 +294,7 @@ def _load_silu_mul(config: Any) -> Callable[..., Any]:
 
 def _load_gelu_tanh(config: Any) -> Callable[..., Any]:
     gelu_tanh = _kernels().activation.gelu_tanh
-    config = _chosen(config, configs.TileConfig, configs.tile("interpreter"))
+    config = chosen_tile(config, configs.TileConfig, configs.tile("interpreter"))
 
     def run(x):
         return gelu_tanh(x, config=config)
@@ -304,7 +304,7 @@ def _load_gelu_tanh(config: Any) -> Callable[..., Any]:
 
 def _load_gelu_mul(config: Any) -> Callable[..., Any]:
     gelu_mul = _kernels().activation.gelu_mul
-    config = _chosen(config, configs.TileConfig, configs.tile("interpreter"))
+    config = chosen_tile(config, configs.TileConfig, configs.tile("interpreter"))
 
     def run(x, up, approximate):
         return gelu_mul(x, up, approximate, config=config)
@@ -317,23 +317,25 @@ def _load_gelu_mul(config: Any) -> Callable[..., Any]:
 
 def _attention_configs(f: Any, device: Device) -> tuple[configs.AttentionConfig | None, ...]:
     masked = bool(f.softcap or getattr(f, "mask", ""))
-    return (configs.attention(family(device), f.dtype, f.head_dim, f.head_dim_v, masked=masked),)
+    return (configs.attention(tuned_for(device), f.dtype, f.head_dim, f.head_dim_v, masked=masked),)
 
 
 def _int8_configs(f: Any, device: Device) -> tuple[configs.AttentionConfig | None, ...]:
-    return (configs.attention_int8(family(device), f.dtype, f.head_dim, f.head_dim_v, masked=bool(f.mask)),)
+    return (
+        configs.attention_int8(tuned_for(device), f.dtype, f.head_dim, f.head_dim_v, masked=bool(f.mask)),
+    )
 
 
 def _norm_configs(f: Any, device: Device) -> tuple[configs.NormConfig, ...]:
-    return (configs.norm(family(device), f.dim),)
+    return (configs.norm(tuned_for(device), f.dim),)
 
 
 def _group_configs(f: Any, device: Device) -> tuple[configs.GroupNormConfig, ...]:
-    return (configs.group_norm(family(device)),)
+    return (configs.group_norm(tuned_for(device)),)
 
 
 def _tile_configs(f: Any, device: Device) -> tuple[configs.TileConfig, ...]:
-    return (configs.tile(family(device)),)
+    return (configs.tile(tuned_for(device)),)
 
 
 def _rank(on_gpu: int) -> Callable[[Any, Device], int]:
@@ -350,10 +352,10 @@ def _attention_rank(f: Any, device: Device) -> int:
 
 
 def _implementation(
-    op: str, load: Any, make_configs: Any, rank: Any, rejects: Any, rejects_on: Any = _rejects_old_gpu
+    op: str, load: Any, make_configs: Any, rank: Any, rejects: Any, rejects_on: Any = rejects_old_gpu
 ) -> Implementation:
     return Implementation(
-        op=op, backend="triton", load=load, requires=_requires(FLOATS), rejects=rejects, rejects_on=rejects_on,
+        op=op, backend="triton", load=load, requires=gpu_or_interpreter(FLOATS), rejects=rejects, rejects_on=rejects_on,
         rank=rank, configs=make_configs, launches_on_current_device=True, proof="interpreted, compiled",
         doc="our Triton kernel: CUDA, ROCm, XPU",
     )  # fmt: skip
@@ -386,7 +388,7 @@ IMPLEMENTATIONS = (
     _rowwise("gelu_tanh", _load_gelu_tanh, _tile_configs, _rank(BEHIND)),
     _rowwise("gelu_mul", _load_gelu_mul, _tile_configs, _rank(FUSED)),
     Implementation(
-        op="attention", backend="triton_int8", load=_load_attention_int8, requires=_requires(HALF),
+        op="attention", backend="triton_int8", load=_load_attention_int8, requires=gpu_or_interpreter(HALF),
         rejects=_rejects_int8, rejects_on=_rejects_wide_heads, rank=_rank(BEHIND), fidelity=Fidelity.LOSSY,
         configs=_int8_configs, launches_on_current_device=True, proof="interpreted, compiled",
         doc="our Triton kernel with int8 scores, K without its mean",

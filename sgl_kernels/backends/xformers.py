@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from sgl_kernels.backends._attention import (
-    expanded_mask,
     feature,
     last_dim_contiguous,
     narrowed,
@@ -51,7 +50,8 @@ def _load(config: Any) -> Callable[..., Tensor]:
         q, k, v = last_dim_contiguous(q, k, v)
         if attn_mask is not None:
             k, v = without_hidden(k, v, attn_mask)
-            bias = _aligned_bias(expanded_mask(attn_mask, q, k), q.dtype)
+            shown = attn_mask.expand(q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+            bias = _aligned_bias(shown, q.dtype)
             out = memory_efficient_attention(q, k, v, attn_bias=bias, p=0.0, scale=scale)
             seen = (
                 (bias > float("-inf")).any(-1).transpose(1, 2)[..., None]
@@ -67,9 +67,12 @@ def _load(config: Any) -> Callable[..., Tensor]:
 
 
 _plain = rejects(
-    masks=("bool", "float"), causal=("square", "bottom_right", "top_left"), gqa=False,
-    head_dims=lambda d: d % 8 == 0, head_dim_text="a multiple of 8",
-)  # fmt: skip
+    masks=("bool", "float"),
+    causal=("square", "bottom_right", "top_left"),
+    gqa=False,
+    head_dims=lambda d: d % 8 == 0,
+    head_dim_text="a multiple of 8",
+)
 
 
 def _rejects(facts: Any) -> Any:

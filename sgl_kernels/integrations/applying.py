@@ -169,9 +169,9 @@ def apply(
         except BaseException:
             remove(model)  # never half applied
             raise
-    return Applied(
-        model, *([name for part in served for name in part[kind]] for kind in range(5)), application
-    )
+    kinds = ([name for part in served for name in part[kind]] for kind in range(5))
+    attentions, normed, linear, packed, left = kinds
+    return Applied(model, attentions, normed, linear, packed, left, application)
 
 
 def _remembered(model: Any) -> list[_Application]:
@@ -208,7 +208,7 @@ def _apply_to(
         hook = Hook(
             module, path, backend=backend, replacement=replacement, proven=replace_linear.relies_on(module)
         )
-        application.attach(hook, hook.normalise)
+        application.attach(hook, hook.replaced)
         return True
 
     for path, module in _layers(prefix, root):
@@ -311,5 +311,5 @@ def _pair_silu(application: _Application, root: nn.Module) -> None:
             hook.replacement = replace.group_norm_silu
             hook.proven = (module, act_name, act)
             if not is_ours(act):
-                passing = Hook(act, f"{name}.act", replacement=replace.marked_silu)
-                application.attach(passing, passing.normalise)
+                passing = Hook(act, f"{name}.act", replacement=replace.fused_silu)
+                application.attach(passing, passing.replaced)

@@ -101,9 +101,11 @@ def _layer(
     old = plan.modules[name]
     found = entry.read(plan.contents, tensors)
     layer = NVFP4Linear(
-        entry.in_features, entry.out_features, False,
+        entry.in_features,
+        entry.out_features,
+        False,
         activation=activation or ("nvfp4" if found.input_scale else "bf16"),
-    )  # fmt: skip
+    )
     layer.set_weight(found.weight)
     layer.calibrate(found.input_scale)
     layer.scale_inputs(found.factors)

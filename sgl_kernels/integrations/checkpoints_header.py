@@ -136,7 +136,10 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
-        raise _TwiceError(shown(next(n for n, _ in pairs if n in seen or seen.add(n))))
+        for name, _ in pairs:
+            if name in seen:
+                raise _TwiceError(shown(name))
+            seen.add(name)
     return found
 
 

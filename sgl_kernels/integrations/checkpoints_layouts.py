@@ -156,8 +156,9 @@ def _entry(
 
     parts = {
         **{part: getattr(spelling, part) for part in ("data", "block_scale", "global_scale", "input_scale")},
-        "factors": FACTORS, "mark": MARK,
-    }  # fmt: skip
+        "factors": FACTORS,
+        "mark": MARK,
+    }
     keys = {part: key_of(leaf) for part, leaf in parts.items() if key_of(leaf) in contents.entries}
     where = contents.describe(keys["data"])
     required = ("block_scale", "global_scale") if spelling.global_required else ("block_scale",)

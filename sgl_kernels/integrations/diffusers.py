@@ -113,7 +113,7 @@ def find_dispatcher() -> None:
 def asks(module: Any) -> bool:
     """Whether a module's own attention goes through diffusers' dispatcher and has no place to name a backend."""
     processor = processors.processor_of(module)
-    source = type(module if processor is None else processor)
+    source: Any = type(module if processor is None else processor)
     return not hasattr(source, "_attention_backend") and processors.dispatches(source)
 
 
@@ -166,7 +166,7 @@ def dispatched(
             raise ValueError(
                 "sgl_kernels in diffusers: return_lse with dropout_p > 0 is not served; set dropout_p=0"
             )
-        out = compat._torch_sdpa(
+        out = compat.TORCH_SDPA(
             query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask, dropout_p, is_causal,
             scale=scale, enable_gqa=enable_gqa,
         )  # fmt: skip

@@ -16,7 +16,7 @@ from sgl_kernels.core.device import Device, probe
 from sgl_kernels.core.registry import registry
 from sgl_kernels.integrations import library_proofs, proofs
 from sgl_kernels.integrations.modules import HOOK, is_ours
-from sgl_kernels.integrations.norms import Replacement, _fits, _stock
+from sgl_kernels.integrations.norms import Replacement, fits, stock
 from sgl_kernels.ops.activation.api import gelu_mul, gelu_tanh, silu_mul
 from sgl_kernels.ops.linear.api import linear
 from sgl_kernels.ops.linear.spec import LinearFacts
@@ -43,7 +43,7 @@ def _watched(module: Any) -> bool:
 
 def _ready(x: Tensor, proj: Any) -> bool:
     """Whether `linear` gives what the layer would: plain tensors of one dtype, and no compiler watching."""
-    return not is_compiling() and type(x) in _PLAIN and _projects(proj) and _fits(x, proj.weight, proj.bias)
+    return not is_compiling() and type(x) in _PLAIN and _projects(proj) and fits(x, proj.weight, proj.bias)
 
 
 def torch_linear(self: nn.Linear, input: Tensor) -> Tensor:
@@ -53,16 +53,16 @@ def torch_linear(self: nn.Linear, input: Tensor) -> Tensor:
         is_compiling()
         or type(input) not in _PLAIN
         or type(weight) not in _PLAIN
-        or not _fits(input, weight, bias)
+        or not fits(input, weight, bias)
     ):
-        return _stock(self, input)  # type: ignore[no-any-return]
+        return stock(self, input)  # type: ignore[no-any-return]
     return linear(input, weight, bias)
 
 
 def torch_gelu(self: nn.GELU, input: Tensor) -> Tensor:
     """nn.GELU by its tanh approximation."""
     if is_compiling() or type(input) not in _PLAIN or self.approximate != "tanh":
-        return _stock(self, input)  # type: ignore[no-any-return]
+        return stock(self, input)  # type: ignore[no-any-return]
     return gelu_tanh(input)
 
 
@@ -73,7 +73,7 @@ def gelu_projection(self: Any, hidden_states: Tensor) -> Tensor:
     """GELU: a projection and the activation."""
     proj = self.proj
     if not _ready(hidden_states, proj):
-        return _stock(self, hidden_states)  # type: ignore[no-any-return]
+        return stock(self, hidden_states)  # type: ignore[no-any-return]
     activation = "gelu_tanh" if self.approximate == "tanh" else "gelu"
     return linear(hidden_states, proj.weight, proj.bias, activation=activation)
 
@@ -82,14 +82,14 @@ def silu_projection(self: Any, hidden_states: Tensor) -> Tensor:
     """LinearActivation with SiLU."""
     proj = self.proj
     if not _ready(hidden_states, proj) or type(self.activation) is not nn.SiLU or _watched(self.activation):
-        return _stock(self, hidden_states)  # type: ignore[no-any-return]
+        return stock(self, hidden_states)  # type: ignore[no-any-return]
     return linear(hidden_states, proj.weight, proj.bias, activation="silu")
 
 
 def gelu_gate(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """GEGLU: the second half of the projection gates the first, by the exact GELU (on an NPU by another one)."""
     if args or kwargs or is_compiling() or hidden_states.device.type == "npu":
-        return _stock(self, hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
+        return stock(self, hidden_states, *args, **kwargs)  # type: ignore[no-any-return]
     both = self.proj(hidden_states)
     value, gate = both.chunk(2, dim=-1)
     if type(both) not in _PLAIN:
@@ -100,7 +100,7 @@ def gelu_gate(self: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Te
 def silu_gate(self: Any, hidden_states: Tensor) -> Tensor:
     """SwiGLU: the second half of the projection gates the first."""
     if is_compiling() or type(self.activation) is not nn.SiLU or _watched(self.activation):
-        return _stock(self, hidden_states)  # type: ignore[no-any-return]
+        return stock(self, hidden_states)  # type: ignore[no-any-return]
     both = self.proj(hidden_states)
     value, gate = both.chunk(2, dim=-1)
     if type(both) not in _PLAIN:
@@ -124,7 +124,7 @@ def gelu_intermediate(self: Any, *args: Any, **kwargs: Any) -> Any:
     """A transformers *Intermediate that is proven to be gelu(dense(x))."""
     dense, act = self.dense, self.intermediate_act_fn
     if kwargs or len(args) != 1 or not _ready(args[0], dense) or _watched(act) or not _proven(self, act):
-        return _stock(self, *args, **kwargs)
+        return stock(self, *args, **kwargs)
     return linear(args[0], dense.weight, dense.bias, activation="gelu")
 
 
@@ -132,7 +132,7 @@ def silu_gated_mlp(self: Any, *args: Any, **kwargs: Any) -> Any:
     """A transformers *MLP that is proven to be down_proj(silu(gate_proj(x)) * up_proj(x))."""
     act = self.act_fn
     if kwargs or len(args) != 1 or is_compiling() or _watched(act) or not _proven(self, act):
-        return _stock(self, *args, **kwargs)
+        return stock(self, *args, **kwargs)
     gate, up = self.gate_proj(args[0]), self.up_proj(args[0])
     if type(gate) not in _PLAIN or type(up) not in _PLAIN or gate.dtype is not up.dtype:
         return self.down_proj(act(gate) * up)
@@ -203,7 +203,12 @@ def _nothing(module: nn.Module) -> None:
 def _worth(layer: Any, activation: str) -> bool:
     """Whether a backend before torch would serve this layer on a long input: a hook costs each call some us."""
     weight = getattr(layer, "weight", None)
-    if type(weight) not in _PLAIN or not weight.is_floating_point() or weight.device.type == "meta":
+    if (
+        weight is None
+        or type(weight) not in _PLAIN
+        or not weight.is_floating_point()
+        or weight.device.type == "meta"
+    ):
         return False
     n, k = weight.shape
     facts = LinearFacts(weight.dtype, MANY_ROWS, n, k, layer.bias is not None, activation, False)

@@ -110,37 +110,37 @@ class Hook:
             return self._leave_alone(*args, **kwargs)
         if is_compiling():
             _tell_compiled(self.backend)
-            torch_hook._state.tracing += 1
+            torch_hook.STATE.tracing += 1
             try:
                 return self.stock(*args, **kwargs)
             finally:
-                torch_hook._state.tracing -= 1
+                torch_hook.STATE.tracing -= 1
         token = self.enter()
-        who = torch_hook._who.set(torch_hook._OURS)
+        who = torch_hook.WHO.set(torch_hook.OURS)
         try:
             return self.stock(*args, **kwargs)
         finally:
-            torch_hook._who.reset(who)
+            torch_hook.WHO.reset(who)
             leave(token)
 
     def _leave_alone(self, *args: Any, **kwargs: Any) -> Any:
         """The module's own forward where somebody named its backend, also inside a module that is served."""
         if is_compiling():
-            tracing, torch_hook._state.tracing = torch_hook._state.tracing, 0
+            tracing, torch_hook.STATE.tracing = torch_hook.STATE.tracing, 0
             try:
                 return self.stock(*args, **kwargs)
             finally:
-                torch_hook._state.tracing = tracing
-        who = torch_hook._who
-        token = who.set(torch_hook._DEFAULT) if who.get() is torch_hook._OURS else None
+                torch_hook.STATE.tracing = tracing
+        who = torch_hook.WHO
+        token = who.set(torch_hook.DEFAULT) if who.get() is torch_hook.OURS else None
         try:
             return self.stock(*args, **kwargs)
         finally:
             if token is not None:
                 who.reset(token)
 
-    def normalise(self, *args: Any, **kwargs: Any) -> Any:
-        """The replacement of a norm's forward; its own under autocast, whose dtype rules are torch's."""
+    def replaced(self, *args: Any, **kwargs: Any) -> Any:
+        """The replacement of a module's forward; its own under autocast, whose dtype rules are torch's."""
         if not self.active or self.replacement is None or _any_autocast():
             return self.stock(*args, **kwargs)
         first = args[0] if args else next(iter(kwargs.values()), None)
@@ -224,7 +224,7 @@ def is_ours(module: nn.Module) -> bool:
 
 
 def attach(hook: Hook, forward: Callable[..., Any]) -> None:
-    """Put `hook.attend` or `hook.normalise` in the place of its module's forward."""
+    """Put `hook.attend` or `hook.replaced` in the place of its module's forward."""
     object.__setattr__(hook.module, HOOK, hook)
     object.__setattr__(hook.module, "forward", forward)
 

@@ -23,9 +23,9 @@ def native(*args: Any, **given: Any) -> Any:
 
     The dispatcher passes everything by name, and what its release knows.
     """
-    if is_compiling() or torch_hook._who.get() is not torch_hook._OURS or not _served(args, given):
+    if is_compiling() or torch_hook.WHO.get() is not torch_hook.OURS or not _served(args, given):
         return _exchange.own(*args, **given)
-    token = torch_hook._who.set(torch_hook._TORCH)  # a backend that calls SDPA by its name must reach torch
+    token = torch_hook.WHO.set(torch_hook.TORCH)  # a backend that calls SDPA by its name must reach torch
     try:
         return attention(
             given["query"],
@@ -37,7 +37,7 @@ def native(*args: Any, **given: Any) -> Any:
             scale=given.get("scale"),
         )
     finally:
-        torch_hook._who.reset(token)
+        torch_hook.WHO.reset(token)
 
 
 _KNOWN = frozenset(

@@ -11,6 +11,8 @@ import inspect
 import re
 import sys
 import textwrap
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,13 +27,13 @@ from sgl_kernels.ops.norm.api import group_norm, layer_norm, norm_scale_shift, r
 Replacement = Callable[..., Any]
 
 
-def _stock(module: Any, *args: Any, **kwargs: Any) -> Any:
+def stock(module: Any, *args: Any, **kwargs: Any) -> Any:
     hook = module.__dict__.get(HOOK)
     own = type(module).forward if hook is None else hook.own
     return own(module, *args, **kwargs)
 
 
-def _fits(x: Tensor, first: Tensor | None, second: Tensor | None = None) -> bool:
+def fits(x: Tensor, first: Tensor | None, second: Tensor | None = None) -> bool:
     """Whether x's dtype is also the dtype of what torch would return. Written out: 0.7 us less than all()."""
     dtype = x.dtype
     return (first is None or first.dtype is dtype) and (second is None or second.dtype is dtype)
@@ -48,23 +50,23 @@ def _spans(x: Tensor, weight: Tensor | None) -> bool:
 def torch_layer_norm(self: nn.LayerNorm, input: Tensor) -> Tensor:
     """nn.LayerNorm over the last dimension."""
     weight, bias = self.weight, self.bias
-    if input.shape[-1:] != self.normalized_shape or not _fits(input, weight, bias):
-        return _stock(self, input)  # type: ignore[no-any-return]
+    if input.shape[-1:] != self.normalized_shape or not fits(input, weight, bias):
+        return stock(self, input)  # type: ignore[no-any-return]
     return layer_norm(input, weight, bias, self.eps)
 
 
 def torch_rms_norm(self: nn.RMSNorm, x: Tensor) -> Tensor:
     """nn.RMSNorm over the last dimension."""
     weight = self.weight
-    if self.eps is None or x.shape[-1:] != self.normalized_shape or not _fits(x, weight):
-        return _stock(self, x)  # type: ignore[no-any-return]
+    if self.eps is None or x.shape[-1:] != self.normalized_shape or not fits(x, weight):
+        return stock(self, x)  # type: ignore[no-any-return]
     return rms_norm(x, weight, self.eps)
 
 
 def torch_group_norm(self: nn.GroupNorm, input: Tensor) -> Tensor:
     """nn.GroupNorm; a single value in each group is an error of torch's."""
-    if not _fits(input, self.weight, self.bias) or input.numel() <= self.num_groups:
-        return _stock(self, input)  # type: ignore[no-any-return]
+    if not fits(input, self.weight, self.bias) or input.numel() <= self.num_groups:
+        return stock(self, input)  # type: ignore[no-any-return]
     return group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
 
 
@@ -74,7 +76,7 @@ def torch_group_norm(self: nn.GroupNorm, input: Tensor) -> Tensor:
 def fp32_layer_norm(self: Any, inputs: Tensor) -> Tensor:
     """FP32LayerNorm: statistics and weights in fp32, one rounding; what layer_norm does anyway."""
     if inputs.shape[-1:] != self.normalized_shape or inputs.dtype is torch.float64:
-        return _stock(self, inputs)  # type: ignore[no-any-return]
+        return stock(self, inputs)  # type: ignore[no-any-return]
     return layer_norm(inputs, self.weight, self.bias, self.eps)
 
 
@@ -82,20 +84,20 @@ def weighted_rms_norm(self: Any, hidden_states: Tensor) -> Tensor:
     """diffusers' RMSNorm, which returns the dtype of a half weight, and fp32 for an fp32 weight."""
     weight = self.weight
     if len(self.dim) != 1 or hidden_states.dtype is torch.float64 or getattr(self, "bias", None) is not None:
-        return _stock(self, hidden_states)  # type: ignore[no-any-return]
+        return stock(self, hidden_states)  # type: ignore[no-any-return]
     if weight is not None and weight.dtype is not hidden_states.dtype:
         if weight.dtype is not torch.float32 or hidden_states.is_complex():
-            return _stock(self, hidden_states)  # type: ignore[no-any-return]
+            return stock(self, hidden_states)  # type: ignore[no-any-return]
         hidden_states = hidden_states.float()
     if not _spans(hidden_states, weight):
-        return _stock(self, hidden_states)  # type: ignore[no-any-return]
+        return stock(self, hidden_states)  # type: ignore[no-any-return]
     return rms_norm(hidden_states, weight, self.eps)
 
 
 def mochi_rms_norm(self: Any, hidden_states: Tensor) -> Tensor:
     """MochiRMSNorm: everything in fp32, back to the input's dtype."""
     if len(self.dim) != 1 or hidden_states.dtype is torch.float64 or not _spans(hidden_states, self.weight):
-        return _stock(self, hidden_states)  # type: ignore[no-any-return]
+        return stock(self, hidden_states)  # type: ignore[no-any-return]
     return rms_norm(hidden_states, self.weight, self.eps)
 
 
@@ -120,7 +122,7 @@ def _modulated(norm: nn.Module, x: Tensor, scale: Tensor, shift: Tensor | None) 
     if inner is None or x.ndim != 3 or x.dtype is torch.float64:
         return None
     kind, weight, bias, eps = inner
-    if not _fits(x, scale, shift) or (kind == "rms" and not _fits(x, weight)):
+    if not fits(x, scale, shift) or (kind == "rms" and not fits(x, weight)):
         return None  # torch would promote: fp32 parameters make an fp32 result
     return norm_scale_shift(x, scale, shift, weight=weight, bias=bias, eps=eps, norm=kind)
 
@@ -170,16 +172,16 @@ def lumina_rms_norm_zero(self: Any, x: Tensor, emb: Any = None) -> Any:
 def transformers_rms_norm(self: Any, *args: Any, **kwargs: Any) -> Any:
     """A transformers *RMSNorm that is proven to be x / rms(x) * weight."""
     weight = self.weight
-    if kwargs or len(args) != 1 or not _fits(args[0], weight) or not _spans(args[0], weight):
-        return _stock(self, *args, **kwargs)
+    if kwargs or len(args) != 1 or not fits(args[0], weight) or not _spans(args[0], weight):
+        return stock(self, *args, **kwargs)
     return rms_norm(args[0], weight, _eps(self))
 
 
 def transformers_rms_norm_offset(self: Any, *args: Any, **kwargs: Any) -> Any:
     """A transformers *RMSNorm that is proven to be x / rms(x) * (1 + weight), as Gemma's."""
     weight = self.weight
-    if kwargs or len(args) != 1 or not _fits(args[0], weight) or not _spans(args[0], weight):
-        return _stock(self, *args, **kwargs)
+    if kwargs or len(args) != 1 or not fits(args[0], weight) or not _spans(args[0], weight):
+        return stock(self, *args, **kwargs)
     return rms_norm(args[0], weight, _eps(self), weight_offset=1.0)
 
 
@@ -199,18 +201,29 @@ def rms_form(module: nn.Module) -> Replacement | None:
 # --- GroupNorm followed by SiLU --------------------------------------------------------------------
 
 
+class _Passing(threading.local):
+    """The last result of `group_norm_silu` in this thread, until a SiLU runs."""
+
+    result: weakref.ref[Tensor] | None = None
+
+
+_passing = _Passing()
+
+
 def group_norm_silu(self: nn.GroupNorm, input: Tensor) -> Tensor:
-    """A GroupNorm whose result goes straight into a SiLU: both at once, and a mark for `marked_silu`."""
+    """A GroupNorm whose result goes straight into a SiLU: both at once, and word of it for `fused_silu`."""
     watched = self._forward_hooks or _any_requires_grad(input, self.weight) or not _still_paired(self)
     if (
         is_compiling()
         or watched
-        or not _fits(input, self.weight, self.bias)
+        or not fits(input, self.weight, self.bias)
         or input.numel() <= self.num_groups
     ):
-        return torch_group_norm(self, input)  # the compiler fuses on its own, and cannot see a mark
+        return torch_group_norm(
+            self, input
+        )  # the compiler fuses on its own, and cannot see what is passed on
     y = group_norm(input, self.num_groups, self.weight, self.bias, self.eps, activation="silu")
-    y._sgl_kernels_silu = True  # type: ignore[attr-defined]
+    _passing.result = weakref.ref(y)
     return y
 
 
@@ -230,11 +243,13 @@ def _still_paired(norm: nn.GroupNorm) -> bool:
     )
 
 
-def marked_silu(self: nn.SiLU, input: Tensor) -> Tensor:
-    """SiLU, unless the GroupNorm before it has done it."""
-    if not is_compiling() and input.__dict__.pop("_sgl_kernels_silu", False):
-        return input
-    return _stock(self, input)  # type: ignore[no-any-return]
+def fused_silu(self: nn.SiLU, input: Tensor) -> Tensor:
+    """SiLU, unless the GroupNorm right before it, in the same thread, has done it."""
+    if not is_compiling():
+        done, _passing.result = _passing.result, None
+        if done is not None and done() is input:
+            return input
+    return stock(self, input)  # type: ignore[no-any-return]
 
 
 def _any_requires_grad(*tensors: Tensor | None) -> bool:

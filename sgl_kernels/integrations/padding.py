@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from sgl_kernels.integrations.modules import is_ours
-from sgl_kernels.integrations.norms import _stock
+from sgl_kernels.integrations.norms import stock
 from sgl_kernels.integrations.transformers_apply import serves
 
 ENCODERS = frozenset({"BertEncoder", "RobertaEncoder", "XLMRobertaEncoder"})
@@ -40,7 +40,7 @@ def packed_encoder(
     """An encoder's forward on the real tokens alone; stock where the mask is no padding mask, or somebody watches."""
     keep = None if args else _real_tokens(hidden_states, attention_mask)
     if keep is None or is_compiling() or not _plain_call(self, hidden_states, kwargs):
-        return _stock(self, hidden_states, attention_mask, *args, **kwargs)
+        return stock(self, hidden_states, attention_mask, *args, **kwargs)
     batch, length, width = hidden_states.shape
     where = keep.flatten().nonzero().squeeze(1)
     lengths = keep.sum(1)
@@ -50,7 +50,7 @@ def packed_encoder(
     packing = dict(cu_seq_lens_q=ends, cu_seq_lens_k=ends, max_length_q=longest, max_length_k=longest)
     kwargs.pop("position_ids", None)  # used by the embeddings, before
     packed = hidden_states.reshape(batch * length, width)[where][None]
-    result = _stock(self, packed, None, **kwargs, **packing)
+    result = stock(self, packed, None, **kwargs, **packing)
     states = result.last_hidden_state
     whole = states.new_zeros(batch * length, width)
     whole[where] = states[0]
@@ -76,7 +76,7 @@ def _plain_call(encoder: Any, hidden_states: Tensor, kwargs: dict[str, Any]) -> 
     asked = [name for name, given in kwargs.items() if given is not None and given is not False]
     if any(name != "position_ids" for name in asked) or torch.is_grad_enabled():
         return False
-    if not serves(encoder) or getattr(config, "chunk_size_feed_forward", 0):
+    if not serves(encoder) or getattr(config, "chunk_size_feed_forward", False):
         return False
     if getattr(config, "output_hidden_states", False) or getattr(config, "output_attentions", False):
         return False

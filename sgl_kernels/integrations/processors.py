@@ -30,7 +30,8 @@ def processor_of(module: nn.Module) -> Any:
 
 def calls_attention(module: nn.Module) -> bool:
     """Whether a module runs a processor that may attend, or its class's own code names SDPA or the dispatcher."""
-    return processor_of(module) is not None or _class_serves(type(module))
+    cls: Any = type(module)
+    return processor_of(module) is not None or _class_serves(cls)
 
 
 def reaches_sdpa(module: nn.Module) -> bool:
@@ -38,7 +39,9 @@ def reaches_sdpa(module: nn.Module) -> bool:
     processor = processor_of(module)
     if isinstance(processor, types.FunctionType):
         return _serves(processor, types.FunctionType, _DEPTH)
-    return _class_serves(type(module)) or (processor is not None and _processor_serves(type(processor)))
+    cls: Any = type(module)
+    kind: Any = type(processor)
+    return _class_serves(cls) or (processor is not None and _processor_serves(kind))
 
 
 @functools.cache

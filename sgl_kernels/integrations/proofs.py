@@ -252,9 +252,11 @@ def _gated(module: nn.Module, dtype: torch.dtype, gate: Tensor, up: Tensor) -> N
         return called
 
     made.__dict__.update(
-        gate_proj=child("gate", gate), up_proj=child("up", up), down_proj=child("down", end),
+        gate_proj=child("gate", gate),
+        up_proj=child("up", up),
+        down_proj=child("down", end),
         act_fn=_activation(module, "act_fn"),
-    )  # fmt: skip
+    )
     for _ in _both_modes(made):
         seen.clear()
         if not torch.equal(_call(made, x.clone()), end):

@@ -18,9 +18,7 @@ FUSED = (
     nn.MultiheadAttention,
 )  # they hand children's weights to a kernel of torch
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-HOOKS = (
-    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
-)  # fmt: skip
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +128,13 @@ def quantize_model(
         except ValueError as error:
             raise ValueError(f"quantize_model: layer {name!r}: {error}") from error
         replacements[name] = layer
-        error, cosine = weight_error(linear.weight, layer)
-        reports.append(LayerReport(name, shape, True, "", error, cosine, before, _bytes(layer)))
+        distance, cosine = weight_error(linear.weight, layer)
+        reports.append(LayerReport(name, shape, True, "", distance, cosine, before, _bytes(layer)))
         layer.prepare()
-    for name, layer in replacements.items():
+    for name, replacement in replacements.items():
         for alias in names[linears[name]]:
             parent, _, leaf = alias.rpartition(".")
-            setattr(model.get_submodule(parent) if parent else model, leaf, layer)
+            setattr(model.get_submodule(parent) if parent else model, leaf, replacement)
     return QuantizationReport(tuple(reports))
 
 

@@ -27,10 +27,10 @@ from torch.overrides import _get_overloaded_args, has_torch_function
 from sgl_kernels.integrations.holding import Exchange, Hold
 from sgl_kernels.ops.attention import sdpa
 
-_torch_sdpa = sdpa._torch_sdpa
+TORCH_SDPA = sdpa.TORCH_SDPA
 
-_DEFAULT, _OURS, _TORCH, _ONWARDS = "", "ours", "torch", "onwards"
-_who: ContextVar[str] = ContextVar("sgl_kernels_sdpa", default=_DEFAULT)
+DEFAULT, OURS, TORCH, ONWARDS = "", "ours", "torch", "onwards"
+WHO: ContextVar[str] = ContextVar("sgl_kernels_sdpa", default=DEFAULT)
 
 
 class _State(Exchange):
@@ -38,7 +38,7 @@ class _State(Exchange):
 
     def __init__(self) -> None:
         super().__init__(_patch, _unpatch)
-        self.previous: Any = _torch_sdpa  # what the name meant before us: torch's, or another library's patch
+        self.previous: Any = TORCH_SDPA  # what the name meant before us: torch's, or another library's patch
         self.lent = 0  # > 0 while the name is torch's for the length of some subclass's call
         self.tracing = 0  # > 0 while dynamo traces a module that asked for us; a ContextVar cannot be traced
 
@@ -52,31 +52,31 @@ def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> Tensor:
         mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
         if isinstance(mask, CausalBias):  # asks whether it is the name in torch that was called; see _stock
             return CausalBias._dispatch(*args, **kwargs)
-        if _state.everywhere or _state.tracing > 0:
+        if STATE.everywhere or STATE.tracing > 0:
             out = sdpa.served(*args, **kwargs)
             if out is not None:
                 return out
-        return _state.previous(*args, **kwargs)  # type: ignore[no-any-return]
-    who = _who.get()
-    if who is _OURS or (who is _DEFAULT and _state.everywhere):
-        token = _who.set(_TORCH)  # a backend that calls SDPA by this name must reach torch, not itself
+        return STATE.previous(*args, **kwargs)  # type: ignore[no-any-return]
+    who = WHO.get()
+    if who is OURS or (who is DEFAULT and STATE.everywhere):
+        token = WHO.set(TORCH)  # a backend that calls SDPA by this name must reach torch, not itself
         try:
             out = sdpa.served(*args, **kwargs)
         finally:
-            _who.reset(token)
+            WHO.reset(token)
         if out is not None:
             return out
-    onwards = _state.previous
-    if onwards is _torch_sdpa:
+    onwards = STATE.previous
+    if onwards is TORCH_SDPA:
         return _stock(args, kwargs)
     # Another library's patch. It may have wrapped this function, and lead back here: then torch serves.
-    if who is _ONWARDS:
+    if who is ONWARDS:
         return _stock(args, kwargs)
-    guard = _who.set(_ONWARDS)
+    guard = WHO.set(ONWARDS)
     try:
         return onwards(*args, **kwargs)  # type: ignore[no-any-return]
     finally:
-        _who.reset(guard)
+        WHO.reset(guard)
 
 
 def _stock(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -84,19 +84,19 @@ def _stock(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     that ask `func is torch.nn.functional.scaled_dot_product_attention` (CausalBias does) must recognise it."""
     values = (*args, *kwargs.values())
     if not has_torch_function(values) or not (_get_overloaded_args(values) or sdpa.is_mode_watching()):
-        return _torch_sdpa(*args, **kwargs)
-    with _state.lock:
-        _state.lent += 1
+        return TORCH_SDPA(*args, **kwargs)
+    with STATE.lock:
+        STATE.lent += 1
         if F.scaled_dot_product_attention is scaled_dot_product_attention:
-            F.scaled_dot_product_attention = _torch_sdpa
+            F.scaled_dot_product_attention = TORCH_SDPA
     try:
-        return _torch_sdpa(*args, **kwargs)
+        return TORCH_SDPA(*args, **kwargs)
     finally:
-        with _state.lock:
-            _state.lent -= 1
-            if _state.lent == 0 and F.scaled_dot_product_attention is _torch_sdpa:
+        with STATE.lock:
+            STATE.lent -= 1
+            if STATE.lent == 0 and F.scaled_dot_product_attention is TORCH_SDPA:
                 F.scaled_dot_product_attention = scaled_dot_product_attention
-                _state.settle()  # where it was uninstalled meanwhile
+                STATE.settle()  # where it was uninstalled meanwhile
 
 
 sdpa.be_scripted_as_torch(scaled_dot_product_attention)
@@ -104,50 +104,50 @@ sdpa.be_scripted_as_torch(scaled_dot_product_attention)
 
 def install() -> None:
     """Serve torch's SDPA from the registry in the whole process. Calling it again changes nothing."""
-    _state.install()
+    STATE.install()
 
 
 def uninstall() -> None:
     """Give torch its SDPA back. Models under `sgl_kernels.apply` keep theirs. Calling it again changes nothing."""
-    _state.uninstall()
+    STATE.uninstall()
 
 
 def is_installed() -> bool:
     """Whether `install` is in force."""
-    return _state.everywhere
+    return STATE.everywhere
 
 
 @contextmanager
 def serving(ours: bool = True) -> Iterator[None]:
     """Serve SDPA from the registry inside a `with` block, in this thread or task only; False: leave it to torch."""
     holder = hold()
-    token = _who.set(_OURS if ours else _TORCH)
+    token = WHO.set(OURS if ours else TORCH)
     try:
         yield
     finally:
-        _who.reset(token)
+        WHO.reset(token)
         holder.release()
 
 
 def hold() -> Hold:
     """Keep the hook in place, serving nobody until a scope asks."""
-    return _state.hold()
+    return STATE.hold()
 
 
 def _patch() -> None:
-    if F.scaled_dot_product_attention is scaled_dot_product_attention or _state.lent:
+    if F.scaled_dot_product_attention is scaled_dot_product_attention or STATE.lent:
         return
     # The floor keeps torch's own function by the name it finds on import; it must not find this one.
     importlib.import_module("sgl_kernels.backends.torch_native")
-    _state.previous = F.scaled_dot_product_attention
+    STATE.previous = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = scaled_dot_product_attention
 
 
 def _unpatch() -> None:
     if F.scaled_dot_product_attention is scaled_dot_product_attention:
-        F.scaled_dot_product_attention = _state.previous
-        _state.previous = _torch_sdpa
+        F.scaled_dot_product_attention = STATE.previous
+        STATE.previous = TORCH_SDPA
     # Else another library patched over us and may still call this function: it goes on to `previous`.
 
 
-_state = _State()
+STATE = _State()

@@ -36,7 +36,7 @@ def view_of(config: Any, implementation: str) -> Any:
     cls = _views.get(kind)
     if cls is None:
         cls = _views[kind] = _view_class(*kind)
-    view = object.__new__(cls)
+    view: Any = object.__new__(cls)
     object.__setattr__(view, "__dict__", config.__dict__)
     object.__setattr__(view, "_sgl_theirs", config)
     return view

@@ -15,10 +15,10 @@ from torch.compiler import is_compiling
 
 from sgl_kernels.core.log import warn_once
 from sgl_kernels.integrations.transformers_contract import (
+    CONTRACTS,
+    RULES,
     UNKNOWN,
     Contract,
-    _contracts,
-    _rules,
     contract_of,
     rules_of,
 )
@@ -48,8 +48,8 @@ def attention_interface(
     the model would have run without us: attention weights asked for (then they come second), dropout, sinks, block
     indices, a paged cache. Raises ValueError for these where that function is not known.
     """
-    contract = _contracts.get(type(module)) or _contract(module)
-    rules = "sdpa" if contract is UNKNOWN else _rules.get(type(module.config)) or _rules_of(module.config)
+    contract = CONTRACTS.get(type(module)) or _contract(module)
+    rules = "sdpa" if contract is UNKNOWN else RULES.get(type(module.config)) or _rules_of(module.config)
     odd = None
     if kwargs and not (contract.known and contract.odd.isdisjoint(kwargs)):
         odd = contract.oddity(kwargs)
@@ -129,7 +129,8 @@ def mask_interface(*args: Any, **kwargs: Any) -> Tensor | None:
 
     config = kwargs.get("config")
     rules = "sdpa" if config is None else rules_of(config)
-    return AttentionMaskInterface._global_mapping[rules](*args, **kwargs)  # type: ignore[no-any-return]
+    functions: Any = AttentionMaskInterface._global_mapping
+    return functions[rules](*args, **kwargs)  # type: ignore[no-any-return]
 
 
 def _is_recorded(module: nn.Module, contract: Contract) -> bool:
@@ -272,9 +273,13 @@ def _packed(
             f"sgl_kernels in transformers: sliding_window={sliding_window} over packed sequences without causal order "
             "has no single meaning; pass the attention mask"
         )
+    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    lengths: list[Any] = [kwargs[name] for name in PACKING]
     out = attention_varlen(
-        *(t[0].transpose(0, 1) for t in (query, key, value)),
-        *(kwargs[name] for name in PACKING),
+        q,
+        k,
+        v,
+        *lengths,
         is_causal=causal,
         scale=scaling,
         window_size=(sliding_window - 1, -1) if causal and sliding_window is not None else None,
@@ -303,7 +308,7 @@ def _with_dropout(
             f"sgl_kernels in transformers: dropout {dropout} together with softcap or a sliding window is not "
             'served; train with attn_implementation="eager"'
         )
-    out = compat._torch_sdpa(
+    out = compat.TORCH_SDPA(
         query, key, value, mask, dropout, causal, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
     )
     return out.transpose(1, 2)

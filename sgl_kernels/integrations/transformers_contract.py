@@ -70,14 +70,14 @@ class Contract(NamedTuple):
 
 
 UNKNOWN = Contract(False, None, False, frozenset(), False)
-_contracts: dict[type, Contract] = {}
+CONTRACTS: dict[type, Contract] = {}
 
 
 def contract_of(cls: type) -> Contract:
     """The contract of a module's class, read once."""
-    known = _contracts.get(cls)
+    known = CONTRACTS.get(cls)
     if known is None:
-        known = _contracts[cls] = _read(cls)
+        known = CONTRACTS[cls] = _read(cls)
     return known
 
 
@@ -187,21 +187,21 @@ def _implementation(node: ast.AST) -> bool:
 
 # --- which rules ------------------------------------------------------------------------------------
 
-_rules: dict[type, str] = {}
+RULES: dict[type, str] = {}
 
 
 def rules_of(config: Any) -> str:
     """'sdpa' or 'eager': what masks and flags mean to the models of a configuration class."""
     cls = type(config)
-    known = _rules.get(cls)
+    known = RULES.get(cls)
     if known is None:
-        known = _rules[cls] = "sdpa" if all(c._supports_sdpa for c in _models_of(cls)) else "eager"
+        known = RULES[cls] = "sdpa" if all(c._supports_sdpa for c in _models_of(cls)) else "eager"
     return known
 
 
 def set_rules(cls: type, rules: str) -> None:
     """Fix the rules of a configuration class: those of a view, which knows what its model was set to."""
-    _rules[cls] = rules
+    RULES[cls] = rules
 
 
 def _models_of(config: type) -> Iterator[Any]:
@@ -294,7 +294,7 @@ def _passes_probe(eager: Callable[..., Any]) -> bool:
         for softcap in (None, 1.3) if "softcap" in names else (None,):
             for bias in (None, noise(1, 4, 5, 7)) if "position_bias" in names else (None,):
                 for given in (None, mask):
-                    more = {"softcap": softcap} if softcap else {}
+                    more: dict[str, Any] = {"softcap": softcap} if softcap else {}
                     more |= {} if bias is None else {"position_bias": bias}
                     try:
                         out = eager(

@@ -50,9 +50,9 @@ def for_kinds(kinds: str) -> tuple[KeyOf, KeyOf]:
     """As `builder`, for arguments of these kinds: t a tensor or None, s the same and its strides count, v a value."""
     number = next(_numbers)
     outside, inside = _in_python(number, kinds)
-    if _compiled is None:
+    if compiled is None:
         return outside, inside
-    return _compiled.builder(number, kinds, outside), _compiled.builder(number, kinds, inside)
+    return compiled.builder(number, kinds, outside), compiled.builder(number, kinds, inside)
 
 
 def in_python(op: Op) -> tuple[KeyOf, KeyOf]:
@@ -116,4 +116,4 @@ def _find() -> Any:
     return module
 
 
-_compiled = _find()
+compiled = _find()

@@ -14,9 +14,13 @@ Out = TypeVar("Out")
 
 
 def write(
-    op: Op, eager: Callable[..., Any], overload: Callable[..., Any], args: tuple[Any, ...], out: Out,
+    op: Op,
+    eager: Callable[..., Any],
+    overload: Callable[..., Any],
+    args: tuple[Any, ...],
+    out: Out,
     backend: str | None,
-) -> Out:  # fmt: skip
+) -> Out:
     """The result of a call in `out`, which is returned. `eager` and `overload` are the call without it."""
     outs = out if isinstance(out, tuple | list) else (out,)
     if is_opaque(args[0]) or any(is_subclass(t) for t in outs):

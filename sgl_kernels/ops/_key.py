@@ -9,9 +9,9 @@ from torch.compiler import is_compiling
 
 from sgl_kernels.core.tensors import is_plain as _through_attributes
 from sgl_kernels.core.tensors import is_subclass
-from sgl_kernels.ops._fingerprint import _compiled
+from sgl_kernels.ops._fingerprint import compiled
 
-is_plain: Callable[..., bool] = _through_attributes if _compiled is None else _compiled.is_plain
+is_plain: Callable[..., bool] = _through_attributes if compiled is None else compiled.is_plain
 """is_plain(*tensors): whether each is None or a strided torch.Tensor with memory, outside of torch.func's transforms
 and of forward-mode differentiation. Whoever stands in for a function or a layer of torch asks this first."""
 

@@ -148,4 +148,4 @@ def test_every_family_has_a_row_for_every_kind():
 def test_a_tuning_record_gives_the_config():
     pytest.importorskip("triton")
     record = {"block_m": 64, "block_n": 32, "num_warps": 4, "num_stages": 1}
-    assert backend._chosen(record, configs.AttentionConfig, None) == configs.AttentionConfig(64, 32, 4, 1)
+    assert backend.chosen_tile(record, configs.AttentionConfig, None) == configs.AttentionConfig(64, 32, 4, 1)

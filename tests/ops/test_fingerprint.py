@@ -14,7 +14,7 @@ from sgl_kernels.ops import _fingerprint
 from sgl_kernels.ops._fingerprint import builder, in_python
 from sgl_kernels.ops._key import _through_attributes, is_plain
 
-needs_extension = pytest.mark.skipif(_fingerprint._compiled is None, reason="sgl_kernels._key is not built")
+needs_extension = pytest.mark.skipif(_fingerprint.compiled is None, reason="sgl_kernels._key is not built")
 FORMS = pytest.mark.parametrize(
     "make", [pytest.param(builder, marks=needs_extension), in_python], ids=["extension", "attributes"]
 )

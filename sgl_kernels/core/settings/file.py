@@ -15,6 +15,7 @@ from sgl_kernels.core.names.backends import KnownNames, did_you_mean
 from .file_lines import Lines, parse_json, parse_yaml
 from .file_schema import POLICY_KEYS, schema
 from .layer import POLICY_FIELDS, Located
+from .variable import BadValueError
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -158,13 +159,12 @@ def _problem(item: dict[str, Any], place: tuple[str | int, ...]) -> str:
     if kind == "missing":
         return f"{_dotted(place[:-1])} has no {str(place[-1])!r}; a rule says which backends its calls prefer"
     if kind == "value_error":
-        parent = _dotted(place[:-1])
-        text = str(item["ctx"]["error"])
-        leaf = str(item["loc"][-1])
-        if text.startswith(f"{leaf} is "):  # coerce() names the last part of the key; say it in full
+        parent, error = _dotted(place[:-1]), item["ctx"]["error"]
+        if isinstance(error, BadValueError):  # its subject is the last part of the key; say it in full
+            leaf = error.subject
             own = key if key.rpartition(".")[2] == leaf else f"{key}.{leaf}" if key else leaf
-            return own + text.removeprefix(leaf)
-        return f"{parent}: {text}" if parent else text
+            return f"{own} {error.fault}"
+        return f"{parent}: {error}" if parent else str(error)
     if kind == "literal_error":
         expected = item["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
         near = did_you_mean(str(value), expected.split(", "))

@@ -72,10 +72,18 @@ class _UnacceptableError(Exception):
         self.near = near
 
 
+class BadValueError(ConfigError):
+    """A value that a setting cannot have: what it is of, and what is wrong with it."""
+
+    def __init__(self, subject: str, fault: str) -> None:
+        super().__init__(f"{subject} {fault}")
+        self.subject, self.fault = subject, fault
+
+
 def coerce(row: Variable, value: object, subject: str, known: KnownNames = ()) -> Any:
     """The value of `row` for raw text or for an already typed value. `subject` names it in the error.
 
-    Raises ConfigError with the subject, the value, what is accepted and the nearest match.
+    Raises BadValueError with the subject, the value, what is accepted and the nearest match.
     """
     try:
         if row.kind == "backends":
@@ -83,9 +91,9 @@ def coerce(row: Variable, value: object, subject: str, known: KnownNames = ()) -
         return _READERS[row.kind](row, value.strip() if isinstance(value, str) else value)
     except _UnacceptableError as error:
         shown = "hidden" if row.kind == "secret" else _brief(value)
-        raise ConfigError(f"{subject} is {shown}; expected {row.accepted}{error.near}") from None
+        raise BadValueError(subject, f"is {shown}; expected {row.accepted}{error.near}") from None
     except ConfigError as error:  # from resolve_names: it has named the value and the nearest match
-        raise ConfigError(f"{subject} is {_brief(value)}: {error}") from None
+        raise BadValueError(subject, f"is {_brief(value)}: {error}") from None
 
 
 def _brief(value: object) -> str:

@@ -113,15 +113,22 @@ def _adaln(
         one if bias is None else bias, periods, mx.array([eps], mx.float32),
     ]  # fmt: skip
     flags = {
-        "RESIDUAL": residual is not None, "LAYER": norm == "layer", "HAS_GATE": gate is not None,
-        "HAS_SCALE": scale is not None, "HAS_SHIFT": shift is not None, "HAS_WEIGHT": weight is not None,
+        "RESIDUAL": residual is not None,
+        "LAYER": norm == "layer",
+        "HAS_GATE": gate is not None,
+        "HAS_SCALE": scale is not None,
+        "HAS_SHIFT": shift is not None,
+        "HAS_WEIGHT": weight is not None,
         "HAS_BIAS": bias is not None,
-    }  # fmt: skip
+    }
     out, residual_out = _kernel("adaln", tuple(ADALN_INPUTS), ("out", "residual_out"), ADALN)(
-        inputs=arrays, template=[("T", dtype), ("D", dim), *flags.items()], grid=(rows * LANES, 1, 1),
-        threadgroup=(LANES, 1, 1), output_shapes=[x.shape, x.shape if residual is not None else (1,)],
+        inputs=arrays,
+        template=[("T", dtype), ("D", dim), *flags.items()],
+        grid=(rows * LANES, 1, 1),
+        threadgroup=(LANES, 1, 1),
+        output_shapes=[x.shape, x.shape if residual is not None else (1,)],
         output_dtypes=[dtype, dtype],
-    )  # fmt: skip
+    )
     return out, residual_out
 
 
@@ -132,9 +139,11 @@ def rope(x: Any, cos: Any, sin: Any, interleaved: bool) -> Any:
     (out,) = _kernel("rope", tuple(ROPE_INPUTS), ("out",), ROPE)(
         inputs=[x, cos, sin, mx.array([seqlen, heads, cos.shape[0]], mx.int32)],
         template=[("T", x.dtype), ("D", dim), ("HALF", half), ("INTERLEAVED", interleaved)],
-        grid=(batch * seqlen * heads * half, 1, 1), threadgroup=(256, 1, 1), output_shapes=[x.shape],
+        grid=(batch * seqlen * heads * half, 1, 1),
+        threadgroup=(256, 1, 1),
+        output_shapes=[x.shape],
         output_dtypes=[x.dtype],
-    )  # fmt: skip
+    )
     return out
 
 

@@ -77,8 +77,8 @@ def rope(x: Any, cos: Any, sin: Any, interleaved: bool) -> Any:
     c, s = (_wide(t)[:, :, None, :] for t in (cos, sin))
     if interleaved:
         a, b = turning[..., 0::2], turning[..., 1::2]
-        out = mx.stack((a * c - b * s, a * s + b * c), axis=-1).reshape(turning.shape)
+        out = mx.stack([a * c - b * s, a * s + b * c], axis=-1).reshape(turning.shape)
     else:
         a, b = turning[..., :half], turning[..., half:]
-        out = mx.concatenate((a * c - b * s, a * s + b * c), axis=-1)
-    return mx.concatenate((out.astype(x.dtype), rest), axis=-1)
+        out = mx.concatenate([a * c - b * s, a * s + b * c], axis=-1)
+    return mx.concatenate([out.astype(x.dtype), rest], axis=-1)

@@ -29,7 +29,7 @@ def visible(
 
     Key j is visible to query i if j <= i + Sk - Sq (bottom-right causal), j <= i (top-left causal), and
     i + Sk - Sq - left <= j <= i + Sk - Sq + right for a window side that is not -1.
-    """  # fmt: skip
+    """
     if not is_causal and window_left < 0 and window_right < 0:
         return None
     # A reach of Sq + Sk is unlimited: clamped before it meets a position, because sys.maxsize would wrap there.

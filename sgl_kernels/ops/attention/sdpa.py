@@ -24,7 +24,7 @@ from sgl_kernels.ops import _validate as validate
 from sgl_kernels.ops._fingerprint import for_kinds
 from sgl_kernels.ops.attention.spec import ATTENTION
 
-_torch_sdpa = F.scaled_dot_product_attention  # kept: integrations may replace the name in torch
+TORCH_SDPA = F.scaled_dot_product_attention  # kept: integrations may replace the name in torch
 _NUMBERS = (float, int)
 _INFINITY = float("inf")
 MATH, EFFICIENT = 0, 2  # of torch.nn.attention.SDPBackend
@@ -72,7 +72,7 @@ def scaled_dot_product_attention(
         given["scale"] = scale
     if enable_gqa is not False:
         given["enable_gqa"] = enable_gqa
-    return _torch_sdpa(query, key, value, **given)
+    return TORCH_SDPA(query, key, value, **given)
 
 
 def served(
@@ -88,7 +88,7 @@ def served(
 ) -> Tensor | None:
     """The registry's answer to this call, or None where torch itself must answer."""
     if is_dynamo_compiling() or torch.compiler._is_compiling_flag:
-        return _compiled(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+        return compiled(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     if not (
         query.__class__ in PLAIN_TYPES
         and key.__class__ in PLAIN_TYPES
@@ -306,7 +306,7 @@ def _restrided(out: Tensor, strides: tuple[int, ...]) -> Tensor:
     return torch.empty_strided(out.shape, strides, dtype=out.dtype, device=out.device).copy_(out)
 
 
-def _compiled(
+def compiled(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout_p: float, is_causal: bool,
     scale: float | None, enable_gqa: bool,
 ) -> Tensor | None:  # fmt: skip
@@ -345,14 +345,14 @@ def _op_fake(
     query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool, scale: float | None,
     enable_gqa: bool,
 ) -> Tensor:  # fmt: skip
-    return _torch_sdpa(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
+    return TORCH_SDPA(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
 
 
 def _op_derived(keys: Any, *args: Any) -> Tensor:
     """The op where a derivative is asked for: torch's function has them all."""
     if carries_derivative(*args) or validate.needs_grad(*args[:4]):
         query, key, value, mask, is_causal, scale, enable_gqa = args
-        return _torch_sdpa(query, key, value, mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
+        return TORCH_SDPA(query, key, value, mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
     with torch._C._AutoDispatchBelowAutograd():
         overload = torch.ops.sgl_kernels.scaled_dot_product_attention.default
         return overload.redispatch(keys & torch._C._after_autograd_keyset, *args)

@@ -56,9 +56,13 @@ def layer_norm(
 
 
 def group_norm(
-    x: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5,
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
     activation: str = "none",
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Layer norm over each group of channels and all positions, then per-channel affine, then SiLU."""
     n, c = x.shape[:2]
     if x.numel() == 0:  # nothing to normalise, but a gradient of zeros flows back to x, weight and bias

@@ -219,9 +219,13 @@ class ScaledTensor:
 
 
 def scales_fault(
-    block_scale: Tensor | None, global_scale: Tensor | None, *, nan: bool = False, zero: bool = False,
+    block_scale: Tensor | None,
+    global_scale: Tensor | None,
+    *,
+    nan: bool = False,
+    zero: bool = False,
     anywhere: bool = False,
-) -> str:  # fmt: skip
+) -> str:
     """What is wrong with scales, "" if nothing is or the host cannot read them. `nan` and `zero` allow those."""
     if block_scale is not None and _readable(block_scale, anywhere):
         raw = block_scale.view(torch.uint8)

@@ -129,7 +129,7 @@ def interleave(
     `settle_s` is a pause before each sample, for candidates with thread pools of their own, whose idle workers spin
     for a while. `took`: seconds of a call that the caller has made already; a long one is warm-up enough.
     """
-    wait = _waiter(device)
+    wait = waiter(device)
     repeats = {}
     for name, variants in calls.items():
         if len(variants) == 1 and took.get(name, 0.0) >= LONG_S:
@@ -168,9 +168,12 @@ def interleave(
 
 
 def _sample(
-    variants: Sequence[Callable[[], object]], repeat: int, offset: int, clock: Callable[[], float],
+    variants: Sequence[Callable[[], object]],
+    repeat: int,
+    offset: int,
+    clock: Callable[[], float],
     wait: Callable[[], None],
-) -> float:  # fmt: skip
+) -> float:
     count = len(variants)
     if count == 1:
         call = variants[0]
@@ -188,7 +191,7 @@ def _sample(
     return (clock() - start) / repeat
 
 
-def _waiter(device: torch.device) -> Callable[[], None]:
+def waiter(device: torch.device) -> Callable[[], None]:
     if device.type == "cpu":
         return lambda: None
     return torch.get_device_module(device.type).synchronize  # type: ignore[no-any-return]

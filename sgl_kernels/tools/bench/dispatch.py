@@ -24,7 +24,7 @@ from sgl_kernels.core.selection.packages import installed_version
 from sgl_kernels.core.settings import load_settings
 from sgl_kernels.ops import _fingerprint
 from sgl_kernels.ops.attention import api as attention_api
-from sgl_kernels.tools.bench.clock import _waiter, threads
+from sgl_kernels.tools.bench.clock import threads, waiter
 from sgl_kernels.tools.bench.results import describe_machine
 from sgl_kernels.tools.doctor.diagnosis import versions
 from sgl_kernels.tools.page.html import Table
@@ -66,7 +66,7 @@ def _turns(rounds: int, device: torch.device) -> dict[str, float]:
     """The median cost of every call, all of them taking turns."""
     with contextlib.ExitStack() as stack:
         loops = _loops(stack, device)
-        wait = _waiter(device)
+        wait = waiter(device)
         samples: dict[str, list[float]] = {name: [] for name in loops}
         for loop in loops.values():
             loop(REPEAT)

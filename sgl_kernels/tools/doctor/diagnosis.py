@@ -165,7 +165,7 @@ def extension() -> Finding:
 
 def key_module() -> Finding:
     """The C++ module that tells calls apart, or what calls cost without it."""
-    if keys._compiled is not None:
+    if keys.compiled is not None:
         return Finding("C++ keys", "ready", "calls are told apart in C++")
     built = next(iter(PACKAGE.glob("_key.*so")), None)
     said = loader.why_not_built("_key") or (
