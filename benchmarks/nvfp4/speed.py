@@ -116,7 +116,7 @@ def quantisation(seconds: float) -> list[dict[str, Any]]:
         x, scale = torch.randn(m, 3072).to(dtype), torch.tensor(1e-3)
         times = rounds({"given": partial(kernel, x, scale), "found": partial(kernel, x, None)}, seconds / 4)
         # by itself: its temporaries push x out of the caches, which halved the rate of the kernel that followed
-        floor = partial(sgl_kernels.nvfp4_quantize, x, scale, backend="torch_sdpa")
+        floor = partial(sgl_kernels.nvfp4_quantize, x, scale, backend="torch")
         times.update(rounds({"torch": floor}, seconds / 8))
         size = x.numel() * x.element_size()
         rates = {name: round(size / statistics.median(v) / 1e9, 2) for name, v in times.items()}

@@ -32,7 +32,7 @@ Written by `python -m benchmarks.pages docs` from the files in `benchmarks/resul
 
 Every figure is a ratio or a rate measured side by side in one run: candidates take turns in one process, threads
 are pinned, the allocator keeps its memory, and the ratio is the median of the ratios within each turn. `vs torch`
-is against the torch floor of this library (`torch_sdpa`: torch's own kernels, exact in every case); `vs eager`
+is against the torch floor of this library (`torch`: torch's own kernels, exact in every case); `vs eager`
 against the op as people spell it in plain torch. `of ceiling` is the share of what the machine itself reached in
 the same run before anything else: the rate of its instructions (FMA, BF16 and byte dot products) or of torch's
 matrix product where that is higher (it uses AMX), or its copy bandwidth at the same working set, whichever bounds

@@ -48,6 +48,28 @@ bool is_dense(const DLTensor& t) {
   return true;
 }
 
+// Whether the elements fill one run of memory, in whatever order of dimensions.
+bool is_compact(const DLTensor& t) {
+  std::int64_t expected = 1;
+  for (int done = 0; done < t.ndim; ++done) {
+    bool found = false;
+    for (int d = 0; d < t.ndim && !found; ++d) {
+      if (t.shape[d] != 1 && t.strides[d] == expected) {
+        expected *= t.shape[d];
+        found = true;
+      }
+    }
+    if (!found) {
+      break;
+    }
+  }
+  std::int64_t count = 1;
+  for (int d = 0; d < t.ndim; ++d) {
+    count *= t.shape[d];
+  }
+  return expected == count;
+}
+
 // is_near(mean, rstd, far): whether every product of the two is smaller than far; not where one is NaN.
 PyObject* is_near(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (count != 3) {
@@ -129,7 +151,7 @@ PyObject* is_finite(PyObject*, PyObject* argument) {
 PyObject* bounds(PyObject*, PyObject* argument) {
   DLTensor t;
   std::int64_t n = 0;
-  if (!look_at(argument, t, n) || type_of(t) != kFloat32 || !is_dense(t)) {
+  if (!look_at(argument, t, n) || type_of(t) != kFloat32 || !is_compact(t)) {
     Py_RETURN_NONE;
   }
   const float* p = data_of<float>(t);

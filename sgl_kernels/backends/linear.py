@@ -80,7 +80,7 @@ def _rank(facts: LinearFacts, device: Device) -> int:
 
 IMPLEMENTATIONS = (
     Implementation(
-        op="linear", backend="torch_sdpa", load=lambda config: _torch_linear, differentiable=True, traceable=True,
+        op="linear", backend="torch", load=lambda config: _torch_linear, differentiable=True, traceable=True,
         doc="plain torch",
     ),
     Implementation(

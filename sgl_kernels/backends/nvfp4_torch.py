@@ -112,7 +112,7 @@ def _rows(w: ScaledTensor, begin: int, end: int) -> ScaledTensor:
 
 def _floor(op: str, run: Callable[..., Any], **more: Any) -> Implementation:
     return Implementation(
-        op=op, backend="torch_sdpa", load=lambda config: run, doc="plain torch in slices, any device", **more
+        op=op, backend="torch", load=lambda config: run, doc="plain torch in slices, any device", **more
     )
 
 

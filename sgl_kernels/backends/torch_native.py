@@ -216,7 +216,7 @@ def _loader(run: Callable[..., Any]) -> Callable[[Any], Callable[..., Any]]:
 IMPLEMENTATIONS = tuple(
     Implementation(
         op=op,
-        backend="torch_sdpa",
+        backend="torch",
         load=_loader(run),
         differentiable=True,
         traceable=True,

@@ -261,7 +261,7 @@ def _gelu_mul(x: Tensor, up: Tensor | None, approximate: str) -> Tensor:
 def _implementation(op: str, run: Callable[..., Any]) -> Implementation:
     return Implementation(
         op=op,
-        backend="torch_sdpa",
+        backend="torch",
         load=lambda config: run,
         differentiable=True,
         traceable=True,

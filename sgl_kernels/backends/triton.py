@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sgl_kernels.backends import _triton_rows
 from sgl_kernels.backends._attention import without_hidden
 from sgl_kernels.backends._order import ONLY_WHEN_NAMED, OURS
 from sgl_kernels.core.device import Device
@@ -24,11 +25,6 @@ MIN_TRITON = (3, 4)  # older ones fail in the interpreter on bounds that are ten
 # Ranks. Fused ops save passes over memory that eager torch makes, so they go first on a GPU. Where torch has one kernel
 # for the whole op, nobody has measured ours to be faster: it stays behind the floor. Vendor kernels are above FUSED.
 FUSED, BEHIND, INTERPRETED = OURS, ONLY_WHEN_NAMED, -100
-
-MOST_ROWS = 2**31 - 2**13
-"""The last program's block of rows, up to 4096, may begin just below the end and must not wrap."""
-SMALLEST_BLOCK, MOST_CHUNKS = 16, 1024
-"""Queries a program of attention has at least; programs a group of group_norm has at most."""
 
 
 def is_interpreted() -> bool:
@@ -84,19 +80,7 @@ def _rejects_wide_heads(f: Any, device: Device) -> Rejected | None:
     return rejected
 
 
-def _rejects_rows(f: Any) -> Rejected | None:
-    """The kernels count rows and programs in 32 bits, and a grid has no more programs; offsets are 64-bit."""
-    if hasattr(f, "num_groups"):
-        rows = max(f.batch * f.num_groups * MOST_CHUNKS, f.positions * f.channels // f.num_groups)
-    elif hasattr(f, "sq"):
-        rows = max(f.batch * f.heads * -(-f.sq // SMALLEST_BLOCK) * SMALLEST_BLOCK, f.sk)
-    elif hasattr(f, "tokens"):
-        rows = f.tokens * (f.heads + f.kv_heads)
-    else:
-        rows = f.rows
-    if rows <= MOST_ROWS:
-        return None
-    return Rejected(Reason.SHAPE, f"{rows} rows; the kernel counts them in 32 bits, {MOST_ROWS} at most")
+_too_many_rows = _triton_rows.rejects_beyond(_triton_rows.of_attention)
 
 
 def _rejects_attention(f: Any) -> Rejected | None:
@@ -104,7 +88,7 @@ def _rejects_attention(f: Any) -> Rejected | None:
         return Rejected(
             Reason.SHAPE, f"head dims are at most {configs.MAX_HEAD_DIM}, got {f.head_dim} and {f.head_dim_v}"
         )
-    return _rejects_rows(f)
+    return _too_many_rows(f)
 
 
 def _rejects_int8(f: Any) -> Rejected | None:
@@ -367,30 +351,42 @@ def _attention_rank(f: Any, device: Device) -> int:
     return Place(FUSED, "torch would hold the scores in memory") if unfused else BEHIND
 
 
-def _implementation(op: str, load: Any, make_configs: Any, rank: Any, rejects: Any = None) -> Implementation:
+def _implementation(
+    op: str, load: Any, make_configs: Any, rank: Any, rejects: Any, rejects_on: Any = rejects_old_gpu
+) -> Implementation:
     return Implementation(
-        op=op, backend="triton", load=load, requires=gpu_or_interpreter(FLOATS), rejects=rejects or _rejects_rows,
-        rejects_on=_rejects_wide_heads if rejects is not None else rejects_old_gpu, rank=rank, configs=make_configs,
-        launches_on_current_device=True, proof="interpreted, compiled", doc="our Triton kernel: CUDA, ROCm, XPU",
+        op=op, backend="triton", load=load, requires=gpu_or_interpreter(FLOATS), rejects=rejects, rejects_on=rejects_on,
+        rank=rank, configs=make_configs, launches_on_current_device=True, proof="interpreted, compiled",
+        doc="our Triton kernel: CUDA, ROCm, XPU",
     )  # fmt: skip
 
 
+def _attention(op: str, load: Any, rank: Any) -> Implementation:
+    return _implementation(op, load, _attention_configs, rank, _rejects_attention, _rejects_wide_heads)
+
+
+def _rowwise(
+    op: str, load: Any, make_configs: Any, rank: Any, rows_of: Any = _triton_rows.of_rows
+) -> Implementation:
+    return _implementation(op, load, make_configs, rank, _triton_rows.rejects_beyond(rows_of))
+
+
 IMPLEMENTATIONS = (
-    _implementation("attention", _load_attention, _attention_configs, _attention_rank, _rejects_attention),
-    _implementation("attention_lse", _load_attention_lse, _attention_configs, _rank(FUSED), _rejects_attention),
-    _implementation("attention_varlen", _load_attention_varlen, _attention_configs, _rank(FUSED), _rejects_attention),
-    _implementation("rms_norm", _load_rms_norm, _norm_configs, _rank(FUSED)),
-    _implementation("layer_norm", _load_layer_norm, _norm_configs, _rank(BEHIND)),
-    _implementation("norm_scale_shift", _load_norm_scale_shift, _norm_configs, _rank(FUSED)),
-    _implementation("residual_gate_norm_scale_shift", _load_residual, _norm_configs, _rank(FUSED)),
-    _implementation("group_norm", _load_group_norm, _group_configs, _rank(FUSED)),
-    _implementation("apply_rope", _load_apply_rope, _tile_configs, _rank(FUSED)),
-    _implementation("qk_norm_rope", _load_qk_norm_rope, _tile_configs, _rank(FUSED)),
-    _implementation("scale_shift", _load_scale_shift, _tile_configs, _rank(FUSED)),
-    _implementation("gate_residual", _load_gate_residual, _tile_configs, _rank(FUSED)),
-    _implementation("silu_mul", _load_silu_mul, _tile_configs, _rank(FUSED)),
-    _implementation("gelu_tanh", _load_gelu_tanh, _tile_configs, _rank(BEHIND)),
-    _implementation("gelu_mul", _load_gelu_mul, _tile_configs, _rank(FUSED)),
+    _attention("attention", _load_attention, _attention_rank),
+    _attention("attention_lse", _load_attention_lse, _rank(FUSED)),
+    _attention("attention_varlen", _load_attention_varlen, _rank(FUSED)),
+    _rowwise("rms_norm", _load_rms_norm, _norm_configs, _rank(FUSED)),
+    _rowwise("layer_norm", _load_layer_norm, _norm_configs, _rank(BEHIND)),
+    _rowwise("norm_scale_shift", _load_norm_scale_shift, _norm_configs, _rank(FUSED)),
+    _rowwise("residual_gate_norm_scale_shift", _load_residual, _norm_configs, _rank(FUSED)),
+    _rowwise("group_norm", _load_group_norm, _group_configs, _rank(FUSED), _triton_rows.of_groups),
+    _rowwise("apply_rope", _load_apply_rope, _tile_configs, _rank(FUSED), _triton_rows.of_heads),
+    _rowwise("qk_norm_rope", _load_qk_norm_rope, _tile_configs, _rank(FUSED), _triton_rows.of_heads),
+    _rowwise("scale_shift", _load_scale_shift, _tile_configs, _rank(FUSED)),
+    _rowwise("gate_residual", _load_gate_residual, _tile_configs, _rank(FUSED)),
+    _rowwise("silu_mul", _load_silu_mul, _tile_configs, _rank(FUSED)),
+    _rowwise("gelu_tanh", _load_gelu_tanh, _tile_configs, _rank(BEHIND)),
+    _rowwise("gelu_mul", _load_gelu_mul, _tile_configs, _rank(FUSED)),
     Implementation(
         op="attention", backend="triton_int8", load=_load_attention_int8, requires=gpu_or_interpreter(HALF),
         rejects=_rejects_int8, rejects_on=_rejects_wide_heads, rank=_rank(BEHIND), fidelity=Fidelity.LOSSY,

@@ -66,9 +66,7 @@ def _proven(theirs: type, replacement: Callable[..., Any], inner: Callable[[nn.M
 
 def _prove(theirs: type, replacement: Callable[..., Any], inner: Callable[[nn.Module], Any]) -> bool:
     recipes, shapes = RECIPES[theirs.__name__]
-    quiet = Dispatcher(
-        Settings(default=OpPolicy(prefer=("torch_sdpa",)))
-    )  # no recorder, no log, no user's choice
+    quiet = Dispatcher(Settings(default=OpPolicy(prefer=("torch",))))  # no recorder, no log, no user's choice
     generator = torch.Generator().manual_seed(5)
 
     def draw(shape: tuple[int, ...]) -> Tensor | None:

@@ -214,7 +214,7 @@ def _worth(layer: Any, activation: str) -> bool:
     facts = LinearFacts(weight.dtype, MANY_ROWS, n, k, layer.bias is not None, activation, False)
     device = probe(weight.device)
     return any(
-        i.backend != "torch_sdpa" and i.rank_for(facts, device) > 0 and _runs(i.requires, facts, device)
+        i.backend != "torch" and i.rank_for(facts, device) > 0 and _runs(i.requires, facts, device)
         for i in registry.implementations("linear")
     )
 

@@ -20,7 +20,7 @@ from sgl_kernels.ops._fingerprint import KeyOf, builder
 from sgl_kernels.ops._into import write
 
 Door = Callable[..., Any]
-FLOOR = "torch_sdpa"
+FLOOR = "torch"
 DOORS: dict[str, Callable[..., Any]] = {}
 """op -> door(args in schema order, out, backend)."""
 Bind = Callable[[str | None, tuple[Any, ...]], Run]

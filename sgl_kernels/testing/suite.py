@@ -64,7 +64,7 @@ def _world(mine: tuple[Implementation, ...]) -> Registry:
     world = Registry()
     for op in registry.ops().values():
         world.define(op)
-        world.add([i for i in registry.implementations(op.name) if i.backend == "torch_sdpa"], "floor")
+        world.add([i for i in registry.implementations(op.name) if i.backend == "torch"], "floor")
     world.add(mine, "check_backend")
     return world
 

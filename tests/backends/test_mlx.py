@@ -102,8 +102,7 @@ def test_the_flag():
     assert _decide(on).chosen == "mlx"
     for off in (Settings(), Settings(apple=Apple(use_mlx=False))):
         assert (
-            _decide(off).rejected("mlx").hint == "export SGLANG_USE_MLX=1"
-            and _decide(off).chosen == "torch_sdpa"
+            _decide(off).rejected("mlx").hint == "export SGLANG_USE_MLX=1" and _decide(off).chosen == "torch"
         )
     assert _decide(Settings(default=OpPolicy(prefer=("mlx",)))).chosen == "mlx", "naming it is asking for it"
 

@@ -98,7 +98,7 @@ def _decide(device, layout="aiter_shuffled", activation="mxfp4", versions=None, 
     args = list(op.canonical(*case.fake(dtype)))
     args[5] = activation
     versions = {"amd-aiter": Version("0.1.7"), "triton": Version("3.8.0")} if versions is None else versions
-    found = [i for i in registry.implementations(op.name) if i.backend in ("aiter", "triton", "torch_sdpa")]
+    found = [i for i in registry.implementations(op.name) if i.backend in ("aiter", "triton", "torch")]
     return select(op.name, op.facts(*args), parse_device(device), versions.get, OpPolicy(), found)
 
 

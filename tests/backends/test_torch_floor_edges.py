@@ -23,11 +23,11 @@ TOLERANCE = {
 
 
 def floor(q, k, v, **call):
-    return (sgl_kernels.attention(q, k, v, backend="torch_sdpa", **call),)
+    return (sgl_kernels.attention(q, k, v, backend="torch", **call),)
 
 
 def floor_lse(q, k, v, **call):
-    return sgl_kernels.attention_lse(q, k, v, backend="torch_sdpa", **call)
+    return sgl_kernels.attention_lse(q, k, v, backend="torch", **call)
 
 
 def definition(q, k, v, window_size=None, **call):

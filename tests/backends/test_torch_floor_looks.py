@@ -61,6 +61,14 @@ def test_bounds(way):
     assert checks.bounds(t) == (-2.0, 4.0, True)
     t[0, 0] = -INF
     assert checks.bounds(t) == (-INF, 4.0, True)
+    log_sums = torch.randn(2, 5, 3).transpose(1, 2)  # as torch's attention keeps them
+    assert checks.bounds(log_sums)[:2] == (float(log_sums.min()), float(log_sums.max()))
+    for view in (
+        torch.arange(1.0, 10).as_strided((3, 3), (2, 2)),
+        torch.arange(9.0)[1::2],
+        torch.ones(1).expand(4),
+    ):
+        assert checks.bounds(view) == (float(view.min()), float(view.max()), False)
     for at in range(4):
         odd = torch.randn(4)
         odd[at] = NAN
@@ -82,6 +90,8 @@ def test_what_the_key_module_leaves_to_torch():
         assert checks._finite(odd) is None and checks._bounds(odd) is None
     assert checks._near(small, small.double(), 8.0) is None and checks._near(small, small[:4], 8.0) is None
     assert checks._near(torch.ones(4, 2)[:, 0], torch.ones(4), 8.0) is None
+    assert checks._bounds(torch.randn(2, 5, 3).transpose(1, 2)) is not None
+    assert checks._bounds(torch.ones(9).as_strided((3, 3), (2, 2))) is None
     with pytest.raises(TypeError):
         checks._near(small, small)
     with pytest.raises(TypeError):

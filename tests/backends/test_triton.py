@@ -26,7 +26,7 @@ def decide(op: str, args: tuple, device: Device, version_of=installed, **policy)
     """The selection between our Triton kernels and the floor."""
     definition = registry.op(op)
     facts = definition.facts(*definition.canonical(*args))
-    found = [i for i in registry.implementations(op) if i.backend in ("triton", "triton_int8", "torch_sdpa")]
+    found = [i for i in registry.implementations(op) if i.backend in ("triton", "triton_int8", "torch")]
     return select(op, facts, device, version_of, OpPolicy(**policy), found)
 
 
@@ -45,9 +45,7 @@ def test_a_cpu_tensor_is_declined_unless_triton_interprets(monkeypatch):
     assert decide("attention", qkv(), cpu).rejected("triton").reason is Reason.PLATFORM
     monkeypatch.setenv(backend.INTERPRETER_VARIABLE, "1")
     selection = decide("attention", qkv(), cpu)
-    assert (
-        selection.rejected("triton") is None and selection.chosen == "torch_sdpa"
-    )  # allowed, never preferred
+    assert selection.rejected("triton") is None and selection.chosen == "torch"  # allowed, never preferred
 
 
 @pytest.mark.parametrize(
@@ -72,8 +70,8 @@ def test_without_triton_the_reason_is_the_package():
 
 
 def test_attention_goes_first_only_where_torch_has_no_fused_kernel():
-    assert decide("attention", qkv(), H100).chosen == "torch_sdpa"
-    assert decide("attention", (*qkv(), None, True), H100).chosen == "torch_sdpa"
+    assert decide("attention", qkv(), H100).chosen == "torch"
+    assert decide("attention", (*qkv(), None, True), H100).chosen == "torch"
     windowed = (*qkv(), None, False, "bottom_right", None, 8, 8)
     assert decide("attention", windowed, H100).chosen == "triton"
     assert decide("attention", (*qkv(sk=48), None, True), MI300).chosen == "triton"
@@ -84,7 +82,7 @@ def test_fused_rows_go_before_eager_torch(device):
     x, p = torch.empty(2, 8, 64, dtype=torch.bfloat16, device="meta"), torch.empty(2, 64, device="meta")
     assert decide("norm_scale_shift", (x, p, p), device).chosen == "triton"
     assert decide("rms_norm", (x,), device).chosen == "triton"
-    assert decide("layer_norm", (x,), device).chosen == "torch_sdpa"
+    assert decide("layer_norm", (x,), device).chosen == "torch"
 
 
 def test_int8_runs_only_when_allowed_and_never_with_a_soft_cap():

@@ -96,7 +96,7 @@ def test_steps_are_chosen_by_name():
 def test_parity_requires_what_is_present(tmp_path):
     parity.run(task_of(tmp_path, "parity"))
     found = ended(tmp_path)
-    assert found["status"] == "ran" and "torch_sdpa" in found["data"]["required"]
+    assert found["status"] == "ran" and "torch" in found["data"]["required"]
     assert found["data"]["cells"]["pass"] > 0 and not found["data"]["cells"]["fail"]
     assert parity.required("x", {"pass": 0}) == ["x is present, and no cell of it ran"]
     assert parity.required("x", {"pass": 3, "skips": {"feature: no masks": 4}}) == []
@@ -111,8 +111,8 @@ def test_parity_requires_what_is_present(tmp_path):
 
 def test_backends_can_have_a_process_each(tmp_path):
     isolated = task_of(tmp_path, "parity", "--isolate")
-    isolated.each_backend(["torch_sdpa"], lambda backend: pytest.fail("it ran in this process"))
-    assert isolated.data["torch_sdpa"]["pass"] > 0
+    isolated.each_backend(["torch"], lambda backend: pytest.fail("it ran in this process"))
+    assert isolated.data["torch"]["pass"] > 0
     isolated.each_backend(["no_such_backend"], lambda backend: None)
     assert not isolated.data["no_such_backend"].get("pass")
 
@@ -145,10 +145,10 @@ def test_auto_is_held_against_the_best_exact_backend():
         "candidates": [
             {"name": "fa3", "fidelity": "exact", "median_ms": 1.0},
             {"name": "sage_attn", "fidelity": "lossy", "median_ms": 0.5},
-            {"name": "torch_sdpa", "fidelity": "exact", "median_ms": 2.0},
+            {"name": "torch", "fidelity": "exact", "median_ms": 2.0},
         ]
     }
-    near, off = (gpu.auto_against_best(row, name) for name in ("fa3", "torch_sdpa"))
+    near, off = (gpu.auto_against_best(row, name) for name in ("fa3", "torch"))
     assert (near["ratio"], off["ratio"], off["best"]) == (1.0, 2.0, "fa3")
     assert gpu.auto_against_best(row, "absent")["ratio"] is None
     rows = [{"op": "attention", "case": "a", "dtype": "bfloat16", **r} for r in (near, off)]
@@ -193,7 +193,7 @@ def test_a_vendor_without_kernels_for_the_device_is_not_tried():
 
 def test_present_backends_load(tmp_path):
     here, absent = present.present(task_of(tmp_path, "parity"))
-    assert "torch_sdpa" in here and all(isinstance(why, str) and why for why in absent.values())
+    assert "torch" in here and all(isinstance(why, str) and why for why in absent.values())
     assert "ascend" not in absent, "another platform's backends are not even mentioned"
 
 
@@ -202,10 +202,7 @@ def test_graph_and_sanitizer_steps_know_their_own_answers(tmp_path, monkeypatch)
 
     a, b = torch.ones(3), torch.full((3,), 2.0)
     assert graphs._compare(a, a) == "right" and graphs._compare((a, a), (a, b)) != "right"
-    assert (
-        "right" in graphs._fine("attention_varlen", "torch_sdpa")
-        and len(graphs._fine("attention", "fa3")) == 2
-    )
+    assert "right" in graphs._fine("attention_varlen", "torch") and len(graphs._fine("attention", "fa3")) == 2
     monkeypatch.setattr(sanitizer.shutil, "which", lambda name: None)
     sanitizer.run(task_of(tmp_path, "sanitizer"))
     assert ended(tmp_path)["status"] == "not possible"

@@ -69,8 +69,8 @@ def test_module_runs_as_a_program():
 def test_list_shows_ops_backends_and_aliases():
     data = run_json("list")
     assert set(data) == {"ops", "backends", "aliases"}
-    assert "torch_sdpa" in [row["backend"] for row in data["backends"]]
-    assert {"name": "sdpa", "means, in order": "torch_sdpa"} in data["aliases"]
+    assert "torch" in [row["backend"] for row in data["backends"]]
+    assert {"name": "sdpa", "means, in order": "torch"} in data["aliases"]
     assert "attention" in run("list", "ops").stdout
 
 
@@ -173,13 +173,13 @@ def test_env_lists_every_variable_with_its_origin():
     assert {row["name"] for row in rows} == set(BY_NAME)
     result = run("env", "--set", "--json", env={"SGLANG_DIFFUSION_ATTENTION_BACKEND": "fa,sdpa"})
     (row,) = json.loads(result.stdout)
-    assert row["value"] == "fa4,fa3,fa2,torch_sdpa" and "environment" in row["origin"]
+    assert row["value"] == "fa4,fa3,fa2,torch" and "environment" in row["origin"]
     assert "not yet" in run("env", "--section", "cloud").stdout
 
 
 def test_config_check_says_line_and_key(tmp_path):
     good = tmp_path / "good.yaml"
-    good.write_text("attention: [fa3, torch_sdpa]\n")
+    good.write_text("attention: [fa3, torch]\n")
     assert "nothing wrong" in run("config", "check", str(good)).stdout
     bad = tmp_path / "bad.yaml"
     bad.write_text("attention: [fa3]\nnrom: [triton]\n")
@@ -190,11 +190,11 @@ def test_config_check_says_line_and_key(tmp_path):
 
 def test_config_show_says_where_a_value_was_set(tmp_path):
     file = tmp_path / "site.yaml"
-    file.write_text("attention: [torch_sdpa]\nlogging_level: ERROR\n")
+    file.write_text("attention: [torch]\nlogging_level: ERROR\n")
     env = {"SGLANG_DIFFUSION_ATTENTION_CONFIG": str(file)}
     rows = json.loads(run("config", "show", "--origin", "--set", "--json", env=env).stdout)
     by_key = {row["key"]: row for row in rows}
-    assert by_key["attention.backends"]["value"] == ["torch_sdpa"]
+    assert by_key["attention.backends"]["value"] == ["torch"]
     assert by_key["attention.backends"]["origin"] == f"file {file}:1"
     assert by_key["logging_level"]["value"] == "ERROR"
     assert str(file) in run("config", "show", "--origin", env={**env, "COLUMNS": "300"}).stdout
@@ -205,7 +205,7 @@ def test_parity_prints_the_matrix_in_four_forms(tmp_path):
     assert "passed" in run(*arguments).stdout
     data = run_json(*arguments)
     assert data["counts"]["fail"] == 0 and data["counts"]["pass"] == len(data["cells"])
-    assert run(*arguments, "--markdown").stdout.startswith("| op | torch_sdpa |")
+    assert run(*arguments, "--markdown").stdout.startswith("| op | torch |")
     page = tmp_path / "parity.html"
     run(*arguments, "--html", str(page))
     text = page.read_text()
@@ -227,8 +227,8 @@ def test_parity_exits_1_when_a_required_backend_is_skipped():
 def test_doctor_prints_devices_backends_and_fixes():
     data = run_json("doctor", "--no-probe", "--device", "cuda:sm90")
     assert data["target"] == "cuda:sm90"
-    assert {f["name"] for f in data["backends"]} >= {"torch_sdpa"}
-    assert "torch_sdpa" in run("doctor", "--no-probe", "--device", "cpu:avx512").stdout
+    assert {f["name"] for f in data["backends"]} >= {"torch"}
+    assert "torch" in run("doctor", "--no-probe", "--device", "cpu:avx512").stdout
 
 
 def test_doctor_exits_1_for_settings_that_cannot_be_used():

@@ -28,10 +28,10 @@ LINES = {
     "env": "env --set",
     "config check": "config check cpu",
     "config show": "config show --set",
-    "parity": "parity --op gelu_tanh --backend torch_sdpa --tag smoke --dtype fp32 --seed 1",
+    "parity": "parity --op gelu_tanh --backend torch --tag smoke --dtype fp32 --seed 1",
     "support-matrix": "support-matrix --no-run --out page.md",
     "replay": "replay dump",
-    "bench": "bench gelu_tanh --dtype fp32 --backend torch_sdpa --quick --no-check",
+    "bench": "bench gelu_tanh --dtype fp32 --backend torch --quick --no-check",
     "plots": "plots --results results",
     "docs": "docs --root checkout --check",
 }
@@ -93,7 +93,7 @@ def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("cli")
     trace = TraceSettings(level=10, dest=str(root / "trace.log"), dump_dir=str(root / "dumps"))
     with activate(Dispatcher(Settings(trace=trace))):
-        sgl_kernels.gelu_tanh(torch.randn(4, 64), backend="torch_sdpa")
+        sgl_kernels.gelu_tanh(torch.randn(4, 64), backend="torch")
     (call,) = (root / "dumps").rglob("call.json")
     call.parent.rename(root / "dump")
     (root / "results").mkdir()

@@ -39,7 +39,7 @@ def world():
         fresh.define(op)
     fresh.add(
         [
-            Implementation(op="rms_norm", backend="torch_sdpa", load=_marked(0.0), differentiable=True),
+            Implementation(op="rms_norm", backend="torch", load=_marked(0.0), differentiable=True),
             Implementation(op="rms_norm", backend="cpu", load=_marked(1.0), rank=10, rejects=_rejecting),
             Implementation(op="rms_norm", backend="triton", load=_marked(2.0), rank=5),
             Implementation(
@@ -81,7 +81,7 @@ def test_a_backend_that_does_not_offer_the_op_is_told_apart(world):
 def test_use_nests_and_the_innermost_wins(world):
     with sgl_kernels.use(backend="triton"):
         assert ran() == 2.0
-        with sgl_kernels.use(rms_norm="torch_sdpa"):
+        with sgl_kernels.use(rms_norm="torch"):
             assert ran() == 0.0
         assert ran() == 2.0
     assert ran() == 1.0
@@ -127,7 +127,7 @@ def test_a_load_failure_falls_through_and_shows_in_explain(world):
         raise OSError("libcudart.so.13: cannot open shared object file")
 
     world.registry.add(
-        [Implementation(op="layer_norm", backend="torch_sdpa", load=lambda c: lambda *a: a[0])], "t"
+        [Implementation(op="layer_norm", backend="torch", load=lambda c: lambda *a: a[0])], "t"
     )
     world.registry.add([Implementation(op="layer_norm", backend="cpu", load=load, rank=9)], "t")
     x = torch.ones(2, 4)
@@ -138,7 +138,7 @@ def test_a_load_failure_falls_through_and_shows_in_explain(world):
 
 
 def test_thirty_two_threads_with_different_overrides_do_not_leak(world):
-    names = {"torch_sdpa": 0.0, "cpu": 1.0, "triton": 2.0, "sage_attn": 3.0}
+    names = {"torch": 0.0, "cpu": 1.0, "triton": 2.0, "sage_attn": 3.0}
     barrier = threading.Barrier(32)
 
     def work(index: int) -> list[float]:
@@ -159,7 +159,7 @@ def test_thirty_two_threads_with_different_overrides_do_not_leak(world):
 
 def test_a_new_thread_starts_without_the_override_and_a_copied_context_keeps_it():
     seen = {}
-    with sgl_kernels.use(backend="torch_sdpa", strict=True) as inner:
+    with sgl_kernels.use(backend="torch", strict=True) as inner:
         plain = threading.Thread(target=lambda: seen.update(plain=current()))
         context = contextvars.copy_context()
         copied = threading.Thread(target=lambda: seen.update(copied=context.run(current)))
@@ -178,7 +178,7 @@ def test_asyncio_tasks_do_not_see_each_others_overrides(world):
                 assert await asyncio.to_thread(ran) == expected
 
     async def main() -> None:
-        await asyncio.gather(task("torch_sdpa", 0.0), task("cpu", 1.0), task("triton", 2.0))
+        await asyncio.gather(task("torch", 0.0), task("cpu", 1.0), task("triton", 2.0))
 
     asyncio.run(main())
     assert ran() == 1.0
@@ -194,7 +194,7 @@ def test_the_memo_is_bounded(world, monkeypatch):
 def test_configure_replaces_the_process_default():
     before = dispatch.set_default(None)
     try:
-        sgl_kernels.configure(load_settings({"SGLANG_DIFFUSION_ATTENTION_BACKEND": "torch_sdpa"}))
+        sgl_kernels.configure(load_settings({"SGLANG_DIFFUSION_ATTENTION_BACKEND": "torch"}))
         q = torch.randn(1, 4, 2, 16)
         assert sgl_kernels.explain("attention", q, q, q).why.startswith("prefer[0]")
     finally:
@@ -217,7 +217,7 @@ def test_explain_refuses_what_the_call_would_refuse():
 
 def test_check_refuses_non_finite_results_of_finite_inputs(world):
     world.registry.add(
-        [Implementation(op="gelu_tanh", backend="torch_sdpa", load=lambda c: lambda x: x / 0.0)], "test"
+        [Implementation(op="gelu_tanh", backend="torch", load=lambda c: lambda x: x / 0.0)], "test"
     )
     with sgl_kernels.use(check=True), pytest.raises(FloatingPointError, match="gelu_tanh"):
         sgl_kernels.gelu_tanh(torch.ones(3))

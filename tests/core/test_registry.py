@@ -22,13 +22,13 @@ def _implementation(**kw) -> Implementation:
 
 
 def test_in_tree_backends_are_found_and_none_is_broken():
-    assert "torch_sdpa" in registry.backends()
+    assert "torch" in registry.backends()
     assert registry.failures == ()
 
 
 def test_every_op_has_a_floor():
     for name in registry.ops():
-        assert any(i.backend == "torch_sdpa" for i in registry.implementations(name)), name
+        assert any(i.backend == "torch" for i in registry.implementations(name)), name
 
 
 def test_two_providers_of_one_name_are_an_error_that_names_both():

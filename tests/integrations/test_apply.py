@@ -257,7 +257,7 @@ def twins(monkeypatch: pytest.MonkeyPatch) -> None:
     found = registry.implementations
 
     def implementations(op: str) -> tuple[Implementation, ...]:
-        floor = next(i for i in found(op) if i.backend == "torch_sdpa")
+        floor = next(i for i in found(op) if i.backend == "torch")
         return (*found(op), *(dataclasses.replace(floor, backend=name, rank=-5) for name in TWINS))
 
     names = (*registry.backends(), *TWINS)

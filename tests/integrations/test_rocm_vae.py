@@ -84,7 +84,7 @@ def test_an_applied_vae_takes_aiters_group_norm_with_the_flag(mi300x, settings, 
     want = vae(x)
     with activate(Dispatcher(settings)), sgl_kernels.apply(vae):
         if not served:  # the floor of this pretended machine
-            with sgl_kernels.use(backend="torch_sdpa"):
+            with sgl_kernels.use(backend="torch"):
                 got = vae(x)
         else:
             got = vae(x)

@@ -114,7 +114,7 @@ def test_a_backend_that_calls_the_name_in_torch_reaches_torch(monkeypatch: pytes
     monkeypatch.setattr(torch_native, "_sdpa", lambda *a, **k: F.scaled_dot_product_attention(*a, **k))
     args = qkv()
     want = TORCH_SDPA(*args)
-    with sgl_kernels.install("torch"), sgl_kernels.use(backend="torch_sdpa", strict=True):
+    with sgl_kernels.install("torch"), sgl_kernels.use(backend="torch", strict=True):
         assert torch.allclose(F.scaled_dot_product_attention(*args), want, atol=1e-6)
         q, k, v = (t.transpose(1, 2) for t in args)
         assert torch.allclose(sgl_kernels.attention(q, k, v).transpose(1, 2), want, atol=1e-6)

@@ -72,6 +72,44 @@ def test_what_hidden_keys_hold_reaches_no_row(name, value, run):
 LOWEST = torch.finfo(torch.float32).min
 
 
+@pytest.mark.parametrize("run", [exact, int8])
+@pytest.mark.parametrize("name", ["plain", "float", "bool", "causal", "window", "packed"])
+def test_a_nan_in_a_value_that_is_seen_shows_however_small_its_weight(name, run):
+    """Keys 3 and 17 lie so far below that their weights round to 0: hidden keys do not show, these do."""
+    q, k, v = tensors(20, 20)
+    q, k = q.abs() + 0.5, k.abs()
+    k[:, (3, 17)] = -400.0
+    v[:, (3, 17), :, 5] = NAN
+    i, j = torch.arange(20)[:, None], torch.arange(20)
+    call, seen = {
+        "plain": ({}, torch.ones(20, 20, dtype=torch.bool)),
+        "bool": ({"attn_mask": (i + j) % 3 > 0}, (i + j) % 3 > 0),
+        "float": ({"attn_mask": torch.where((i + j) % 3 > 0, 0.0, -INF)}, (i + j) % 3 > 0),
+        "causal": ({"is_causal": True}, j <= i),
+        "window": ({"window_left": 4, "window_right": 3}, (j >= i - 4) & (j <= i + 3)),
+        "packed": ({"is_causal": True}, j <= i),
+    }[name]
+    if name == "packed" and run is exact:
+        cu = torch.tensor([0, 20], dtype=torch.int32)
+        out = attention_varlen(q[0], k[0], v[0], cu, cu, 20, 20, **{**PACKED, **call}, config=SMALL)[None]
+    else:
+        out, _ = run(q, k, v, **call)
+    spoilt = seen[:, (3, 17)].any(1)
+    assert spoilt.sum() > 0 and torch.equal(out.isnan().any(-1)[0, :, 0], spoilt)
+
+
+@pytest.mark.parametrize("low", [-1e9, LOWEST])
+def test_a_nan_under_the_lowest_bias_shows(low):
+    q, k, v = tensors()
+    v[:, 17, :, 5] = NAN
+    bias = torch.zeros(20, 40)
+    bias[:, 17], bias[5:9, 17] = low, -INF
+    out, _ = exact(q, k, v, attn_mask=bias)
+    want = torch.ones(20, dtype=torch.bool)
+    want[5:9] = False
+    assert torch.equal(out.isnan().any(-1)[0, :, 0], want)
+
+
 @pytest.mark.parametrize(
     "dtype, low",
     [(torch.float32, -1e9), (torch.float32, -1e30), (torch.float32, LOWEST), (torch.bfloat16, -1e9),

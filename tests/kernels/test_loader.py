@@ -66,7 +66,7 @@ def test_explain_does_not_offer_what_is_not_there(op, missing):
     }  # fmt: skip
     selection = sgl_kernels.explain(op, *calls.get(op, (x,)))
     rejected = selection.rejected("cpu")
-    assert selection.chosen == "torch_sdpa"
+    assert selection.chosen == "torch"
     assert rejected.reason is Reason.LOAD and rejected.detail == MISSING and "doctor" in rejected.hint
 
 
@@ -82,7 +82,7 @@ def test_torch_serves_with_one_warning(missing, caplog):
             sgl_kernels.rms_norm(torch.randn(rows, 512))
             sgl_kernels.silu_mul(torch.randn(rows, 512))
     (warning,) = [r.getMessage() for r in caplog.records]
-    assert MISSING in warning and "torch_sdpa runs instead" in warning and "sgl-kernels doctor" in warning
+    assert MISSING in warning and "torch runs instead" in warning and "sgl-kernels doctor" in warning
 
 
 def test_doctor_says_so_and_names_a_command_that_is_there(missing, monkeypatch):

@@ -68,9 +68,9 @@ def test_the_front_door_compiles_and_an_override_is_seen_without_recompiling():
     )
     want = sgl_kernels.attention(q, q, q, is_causal=True)
     torch.testing.assert_close(compiled(q), want)
-    with sgl_kernels.use(backend="torch_sdpa", strict=True), sgl_kernels.record() as recorder:
+    with sgl_kernels.use(backend="torch", strict=True), sgl_kernels.record() as recorder:
         torch.testing.assert_close(compiled(q), want)
-    assert [e.backend for e in recorder.report().entries] == ["torch_sdpa"]
+    assert [e.backend for e in recorder.report().entries] == ["torch"]
     assert len(compilations) == 1
 
 
@@ -137,10 +137,10 @@ def test_autocast_lowers_attention_and_leaves_norms_alone():
 
 def test_vmap_is_right():
     x, w = torch.randn(3, 4, 32), torch.randn(32)
-    got = torch.func.vmap(lambda t: sgl_kernels.rms_norm(t, w, backend="torch_sdpa"))(x)
+    got = torch.func.vmap(lambda t: sgl_kernels.rms_norm(t, w, backend="torch"))(x)
     torch.testing.assert_close(got, sgl_kernels.rms_norm(x, w))
     q = torch.randn(3, 1, 8, 2, 16)
-    got = torch.func.vmap(lambda t: sgl_kernels.attention(t, t, t, backend="torch_sdpa"))(q)
+    got = torch.func.vmap(lambda t: sgl_kernels.attention(t, t, t, backend="torch"))(q)
     want = torch.stack([sgl_kernels.attention(t, t, t) for t in q])
     torch.testing.assert_close(got, want)
 

@@ -24,7 +24,7 @@ BACKENDS = [
     pytest.param(
         "cpu", marks=pytest.mark.skipif(load() is not None, reason="the C++ extension is not built")
     ),
-    "torch_sdpa",
+    "torch",
 ]
 X, W = torch.randn(6, 96), torch.randn(96)
 

@@ -58,7 +58,7 @@ def test_a_view_after_the_call_works_where_it_works_with_torch(sdpa):
 
 
 @pytest.mark.parametrize(
-    "wrapped", [{"check": True}, {"trace": 2}, {"backend": "torch_sdpa"}, {"backend": "sage_cpu"}]
+    "wrapped", [{"check": True}, {"trace": 2}, {"backend": "torch"}, {"backend": "sage_cpu"}]
 )
 def test_strides_do_not_depend_on_who_serves_or_what_is_wrapped_around_it(sdpa, wrapped):
     atol = 5e-2 if wrapped.get("backend") == "sage_cpu" else 1e-5

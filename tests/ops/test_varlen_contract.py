@@ -9,7 +9,7 @@ import sgl_kernels
 from sgl_kernels.backends._attention import zero_outside
 from sgl_kernels.ops.attention import reference
 
-BACKENDS = ("torch_sdpa", "cpu", None)
+BACKENDS = ("torch", "cpu", None)
 
 
 def starts(*sums):
@@ -32,7 +32,7 @@ def calls(grad, backend):
 
 @pytest.mark.parametrize(
     "backend, grad",
-    [("torch_sdpa", False), ("torch_sdpa", True), ("cpu", False), (None, False), (None, True)],
+    [("torch", False), ("torch", True), ("cpu", False), (None, False), (None, True)],
 )
 def test_tokens_behind_the_last_sequence_are_zero(backend, grad):
     q, k, v = packed(grad=grad)
@@ -47,7 +47,7 @@ def test_tokens_behind_the_last_sequence_are_zero(backend, grad):
 
 @pytest.mark.parametrize(
     "backend, grad",
-    [("torch_sdpa", False), ("torch_sdpa", True), ("cpu", False), (None, False), (None, True)],
+    [("torch", False), ("torch", True), ("cpu", False), (None, False), (None, True)],
 )
 @pytest.mark.parametrize(
     "sums, longest, match",

@@ -48,7 +48,7 @@ def test_the_vendors_ops_serve(op):
     "op", ["layer_norm", "norm_scale_shift", "residual_gate_norm_scale_shift", "gate_residual"]
 )
 def test_the_floor_serves_the_rest(op):
-    assert end_to_end.smoke(op, "npu", torch.float32) == {"torch_sdpa"}
+    assert end_to_end.smoke(op, "npu", torch.float32) == {"torch"}
 
 
 def test_the_second_device():
@@ -80,7 +80,7 @@ def test_a_broken_torch_npu_leaves_the_call_to_the_floor(monkeypatch):
     with activate(Dispatcher(Settings(), source=fresh)) as dispatcher:
         out = sgl_kernels.attention(q.npu(), q.npu(), q.npu())
         (selection,) = dispatcher.selections.values()
-    assert selection.chosen == "torch_sdpa" and selection.rejected("ascend").reason is Reason.LOAD
+    assert selection.chosen == "torch" and selection.rejected("ascend").reason is Reason.LOAD
     torch.testing.assert_close(out.cpu(), sgl_kernels.attention(q, q, q), rtol=3e-2, atol=3e-2)
 
 

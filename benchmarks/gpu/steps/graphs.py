@@ -18,7 +18,7 @@ from sgl_kernels.core.settings import Settings
 from sgl_kernels.tools.parity.cell import verdict
 
 WARMING = 3
-SYNCHRONISE = {("attention_varlen", "torch_sdpa"): "the floor reads the lengths on the host"}
+SYNCHRONISE = {("attention_varlen", "torch"): "the floor reads the lengths on the host"}
 """Who cannot be captured, and why: a copy to the host inside a capture is an error by CUDA's rules."""
 
 

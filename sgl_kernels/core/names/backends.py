@@ -13,7 +13,7 @@ CANONICAL: tuple[str, ...] = (
     "fa2",
     "fa3",
     "fa4",
-    "torch_sdpa",
+    "torch",
     "torch_cudnn",
     "torch_flash",
     "torch_efficient",
@@ -72,7 +72,7 @@ ALIASES: dict[str, tuple[str, ...]] = _table(
     (("fa3", "hf_kernels"), "flash_3_hub flash_3_varlen_hub"),
     (("fa4",), "flash4 flash_4 flash_attn4 flash_attn_4 flash_attention4 flash_attention_4"),
     (("fa4", "hf_kernels"), "flash_4_hub"),
-    (("torch_sdpa",), "torch sdpa native native_math math eager pytorch sdpa_math torch_math torch_native"),
+    (("torch",), "torch_sdpa sdpa native native_math math eager pytorch sdpa_math torch_math torch_native"),
     (("torch_cudnn",), "cudnn cudnn_sdpa torch_cudnn_sdpa native_cudnn dynamic_cudnn_sdpa cudnn_attention"),
     (("torch_flash",), "native_flash sdpa_flash torch_flash_sdpa"),
     (("torch_efficient",), "native_efficient efficient sdpa_efficient mem_efficient torch_efficient_sdpa"),
@@ -118,8 +118,8 @@ NOT_OFFERED: dict[str, str] = {
     "aiter_sage": "aiter or sage_attn",
     "laser_attn": "ascend",
     "fp8_fa_sm120": "sage_attn",
-    "native_xla": "torch_sdpa",
-    "no_attention": "torch_sdpa",
+    "native_xla": "torch",
+    "no_attention": "torch",
 }
 
 
@@ -171,7 +171,7 @@ def _resolve_one(word: str, known: KnownNames) -> tuple[str, ...]:
     if name in ALIASES:
         return ALIASES[name]
     if not name:
-        raise ConfigError("a backend name is empty; separate names by single commas: 'fa3,torch_sdpa'")
+        raise ConfigError("a backend name is empty; separate names by single commas: 'fa3,torch'")
     if name == AUTO:
         raise ConfigError("'auto' means no preference and stands alone; remove it, or remove the other names")
     extra = tuple(known() if callable(known) else known)

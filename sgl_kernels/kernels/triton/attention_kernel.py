@@ -15,6 +15,7 @@ from .common import LN2, LOG2E, narrow, tanh
 NO_MASK, BOOL_MASK, FLOAT_MASK = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 BOTTOM_RIGHT, TOP_LEFT = tl.constexpr(1), tl.constexpr(2)
 LOWEST = tl.constexpr(-3.4028234663852886e38)
+NEGATIVE_ZERO = tl.constexpr(-(2**31))  # the bits of -0.0
 
 
 @triton.jit
@@ -47,6 +48,8 @@ def _attend(
 
     GUARD: what stands in a hidden key, were it NaN, reaches no row, and what is seen still makes a row NaN.
     """
+    # Nothing else can be hidden: keys behind the last are loaded as zeros.
+    GUARDED: tl.constexpr = GUARD and (MASK != NO_MASK or (EDGE and (LOW or HIGH)))
     cols = tl.arange(0, BLOCK_N)
     dims = tl.arange(0, BLOCK_D)
     dims_v = tl.arange(0, BLOCK_DV)
@@ -104,20 +107,27 @@ def _attend(
                 weights = tl.exp2((scores - level[:, None]) * LOG2E)
             else:
                 weights = tl.exp2(scores - level[:, None])
+            if GUARDED:  # a literal -0.0 would become 0.0
+                bits = weights.to(tl.int32, bitcast=True)
+                bits = tl.where(scores == float("-inf"), NEGATIVE_ZERO, bits)
+                weights = bits.to(tl.float32, bitcast=True)
         keep = tl.exp2((peak - level) * LOG2E) if MASK == FLOAT_MASK else tl.exp2(peak - level)
         total = total * keep + tl.sum(weights, 1)
         acc = acc * keep[:, None]
         v = _load(v_head + v_offsets, exists[:, None], dims_v[None, :] < DV, EDGE, BLOCK_DV != DV)
-        if GUARD and (
-            MASK != NO_MASK or (EDGE and (LOW or HIGH))
-        ):  # keys behind the last are loaded as zeros
+        if GUARDED:
             # A weight of 0 times what stands in a hidden key would be NaN: V loses what is not finite here, and the
-            # rows that do give such a key a weight become NaN through their total. V comes through registers for it,
-            # which sm_80 and sm_89 do not have (up to 2.4 kB of spills): see guards_v in configs.py.
+            # rows that see such a key, whatever its weight rounds to, become NaN through their total. V comes through
+            # registers for it, which sm_80 and sm_89 do not have (up to 2.4 kB of spills): see guards_v in configs.py.
+            # Hidden is a weight of -0.0: to keep the scores until here spills up to 72 bytes on sm_100.
             finite = tl.abs(v.to(tl.float32)) < float("inf")
             v = tl.where(finite, v, tl.zeros_like(v))
-            spoiled = tl.where((tl.min(finite.to(tl.int32), 1) == 0)[None, :], weights, 0.0)
-            total = tl.where(tl.max(spoiled, 1) > 0.0, float("nan"), total)
+            spoiled = tl.where(
+                (tl.min(finite.to(tl.int32), 1) == 0)[None, :],
+                weights.to(tl.int32, bitcast=True),
+                NEGATIVE_ZERO,
+            )
+            total = tl.where(tl.max(spoiled, 1) >= 0, float("nan"), total)
         if UPCAST:
             acc = tl.dot(weights, v.to(tl.float32), acc)
         else:

@@ -20,7 +20,7 @@ from sgl_kernels.core.selection.verdict import Rejected
 from sgl_kernels.core.settings import OpPolicy
 from sgl_kernels.tools.parity.tolerance import EXACT_FACTOR, FEW, FLOOR_FACTOR, Error, allowed, measure
 
-FLOOR = "torch_sdpa"
+FLOOR = "torch"
 DRAWS = 16
 """Results of fewer than FEW values are judged over this many inputs together. One value may be a sum that cancels, of
 which plain torch happens to get every bit: of 400 single scores 4 were off by more than twice torch's error plus a

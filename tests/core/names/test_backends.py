@@ -42,11 +42,11 @@ def test_aliases_lead_to_canonical_names_and_hide_none() -> None:
         ("_flash_3_hub", ("fa3", "hf_kernels")),
         ("_flash_varlen_3", ("fa3",)),
         ("flash_4_hub", ("fa4", "hf_kernels")),
-        ("sdpa", ("torch_sdpa",)),
-        ("TORCH_SDPA", ("torch_sdpa",)),
-        ("torch", ("torch_sdpa",)),
-        ("native", ("torch_sdpa",)),
-        ("_native_math", ("torch_sdpa",)),
+        ("sdpa", ("torch",)),
+        ("TORCH_SDPA", ("torch",)),
+        ("torch", ("torch",)),
+        ("native", ("torch",)),
+        ("_native_math", ("torch",)),
         ("_native_cudnn", ("torch_cudnn",)),
         ("_native_flash", ("torch_flash",)),
         ("_native_efficient", ("torch_efficient",)),
@@ -79,7 +79,7 @@ def test_every_name_of_diffusers_resolves_or_is_explained() -> None:
 
 def test_a_list_keeps_its_order_and_drops_repetitions() -> None:
     assert resolve_names("triton, fa ,sage,fa3") == ("triton", "fa4", "fa3", "fa2", "sage_attn")
-    assert resolve_names(["sdpa", "torch"]) == ("torch_sdpa",)
+    assert resolve_names(["sdpa", "torch"]) == ("torch",)
 
 
 def test_auto_is_no_preference_and_stands_alone() -> None:

@@ -18,7 +18,7 @@ from sgl_kernels.core.settings import Settings
 CPU = probe(torch.device("cpu")).name
 
 
-def record(op: str = "rms_norm", key: tuple = (1, "a"), backend: str = "torch_sdpa", ms: float = 1.0, **kw):
+def record(op: str = "rms_norm", key: tuple = (1, "a"), backend: str = "torch", ms: float = 1.0, **kw):
     return TuningRecord(op, key, backend, None, ms, **kw)
 
 
@@ -199,13 +199,13 @@ def test_options_reach_the_backend_and_unknown_ones_are_errors(x):
     for op in registry.ops().values():
         fresh.define(op)
     fresh.add(
-        [Implementation(op="rms_norm", backend="torch_sdpa", load=load, options={"tile": "rows a tile"})],
+        [Implementation(op="rms_norm", backend="torch", load=load, options={"tile": "rows a tile"})],
         "test",
     )
-    with activate(Dispatcher(Settings(options=(("torch_sdpa", (("tile", 4),)),)), source=fresh)):
+    with activate(Dispatcher(Settings(options=(("torch", (("tile", 4),)),)), source=fresh)):
         sgl_kernels.rms_norm(x)
     assert seen == [(("tile", 4),)]
-    wrong = Settings(options=(("torch_sdpa", (("tiel", 4),)),))
+    wrong = Settings(options=(("torch", (("tiel", 4),)),))
     with (
         activate(Dispatcher(wrong, source=fresh)),
         pytest.raises(ConfigError, match=r"'tiel' is unknown; accepted: tile"),

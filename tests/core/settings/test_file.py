@@ -63,7 +63,7 @@ def test_presets_load_from_anywhere(path: Path, tmp_path: Path, monkeypatch: pyt
     by_name = load_settings({"SGLANG_DIFFUSION_ATTENTION_CONFIG": path.stem}, known_backends=())
     assert by_name.attention_config == str(path)
     if path.stem != "default":
-        assert by_name.policy("attention").prefer[-1] == "torch_sdpa", "every preset ends where all calls can"
+        assert by_name.policy("attention").prefer[-1] == "torch", "every preset ends where all calls can"
         assert by_name.target_device is not None
 
 
@@ -89,7 +89,7 @@ def test_yaml_and_json_say_the_same(tmp_path: Path) -> None:
     ]
     first, *others = [settle(("file", load_file(file))) for file in files]
     assert all(other == first for other in others)
-    assert first.policy("attention").prefer == ("fa3", "torch_sdpa")
+    assert first.policy("attention").prefer == ("fa3", "torch")
     assert first.policy("attention").strict and first.policy("rms_norm").deny == {"xformers"}
     assert first.policy("rms_norm").prefer == ("cpu",) and first.policy("rms_norm").allow_lossy
     assert first.policy("attention_lse", Scope("cross", "blocks.1"), "short").prefer == ("flex",)

@@ -112,7 +112,7 @@ def test_inside_a_source_the_more_specific_wins_whatever_the_order() -> None:
         settings = settle(("file", {key: layer[key] for key in keys}))
         assert prefer(settings, "rms_norm") == ("cpu",)
         assert prefer(settings, "layer_norm") == ("triton",)
-        assert prefer(settings, "apply_rope") == prefer(settings, "unknown") == ("torch_sdpa",)
+        assert prefer(settings, "apply_rope") == prefer(settings, "unknown") == ("torch",)
         assert not settings.policy("rms_norm").strict and settings.policy("attention").strict
 
 
@@ -145,8 +145,8 @@ RULES = [
 
 def test_the_first_rule_that_matches_wins() -> None:
     settings = settle(("file", {"attention.backends": "flex", "attention.strict": True, "rules": RULES}))
-    assert prefer(settings, "attention", Scope("cross"), "short") == ("torch_sdpa",)
-    assert prefer(settings, "attention", Scope("cross", "blocks.3.attn1"), "short") == ("torch_sdpa",)
+    assert prefer(settings, "attention", Scope("cross"), "short") == ("torch",)
+    assert prefer(settings, "attention", Scope("cross", "blocks.3.attn1"), "short") == ("torch",)
     assert prefer(settings, "attention", Scope("self", "blocks.3.attn1"), "long") == ("sage_attn", "fa3")
     assert prefer(settings, "attention_varlen", Scope("self", "blocks.3.attn2"), "long") == ("fa3",)
     assert prefer(settings, "attention", Scope("self", "blocks.3.attn2"), "medium") == ("flex",)
@@ -200,7 +200,7 @@ def test_override_is_stronger_than_every_source() -> None:
     both = base.override(backend="fa,torch", strict=True, allow_lossy=True, trace_level=5, check=True)
     for op in (*OPS, "other"):
         policy = both.policy(op, Scope("cross", "blocks.1.attn1"), "short")
-        assert policy.prefer == ("fa4", "fa3", "fa2", "torch_sdpa")
+        assert policy.prefer == ("fa4", "fa3", "fa2", "torch")
         assert policy.strict and policy.allow_lossy and policy.origin == "use(...)"
     assert both.trace.level == 5 and both.check and not base.check
     assert base.override() == base
@@ -213,7 +213,7 @@ def test_override_per_op_wins_over_backend_and_knows_groups() -> None:
     )
     assert prefer(settings, "layer_norm") == ("triton",)
     assert prefer(settings, "rms_norm") == ("cpu", "mlx")
-    assert prefer(settings, "apply_rope") == ("torch_sdpa",)
+    assert prefer(settings, "apply_rope") == ("torch",)
     assert all(settings.policy(op) == OpPolicy(("acme",), strict=True) for op in ATTENTION)
     assert settings.override(backend="auto").policy("layer_norm").prefer == ()
 

@@ -76,7 +76,7 @@ def test_replay_is_exact_and_judges_both_results(tmp_path: Path) -> None:
     assert report.recorded_backend == report.backend and "out0, replay against stored: equal" in str(report)
     json.dumps(report.to_dict())
     assert len(replay(str(folder), reference=False).comparisons) == 1
-    assert replay(str(folder), backend="torch").backend == "torch_sdpa"
+    assert replay(str(folder), backend="torch").backend == "torch"
     with pytest.raises(UnsupportedError):
         replay(str(folder), backend="fa3" if not torch.cuda.is_available() else "mlx")
     assert replay(str(folder), device="cpu").device == "cpu"
@@ -116,7 +116,7 @@ def test_shared_memory_and_several_outputs(tmp_path: Path) -> None:
         (("*norm*",), (), {"rms_norm"}),
         (("attention/*",), (), {"attention"}),
         (("*",), ("rms*",), {"attention"}),
-        ((), ("*/torch_sdpa", "*/cpu", "*/triton"), set()),
+        ((), ("*/torch", "*/cpu", "*/triton"), set()),
         (("nothing",), (), set()),
     ],
 )

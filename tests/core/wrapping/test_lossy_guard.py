@@ -42,7 +42,7 @@ class World:
             self.registry.define(op)
         for op in ("attention", "attention_lse", "attention_varlen"):
             self.registry.add([
-                Implementation(op=op, backend="torch_sdpa", load=self._load(op, "torch_sdpa")),
+                Implementation(op=op, backend="torch", load=self._load(op, "torch")),
                 Implementation(op=op, backend="sage_attn", load=self._load(op, "sage_attn"), rank=5,
                                fidelity=Fidelity.LOSSY),
             ], "test")  # fmt: skip
@@ -53,7 +53,7 @@ class World:
         def run(*args):
             self.ran.append(backend)
             out = exact(*args)
-            if backend == "torch_sdpa":
+            if backend == "torch":
                 return out
             return (self.spoil(out[0]), self.spoil_lse(out[1])) if isinstance(out, tuple) else self.spoil(out)
 
@@ -83,14 +83,14 @@ def test_a_wrong_backend_is_quarantined_and_the_call_answered_exactly(world, spo
     want = reference.attention(x, x, x)
     with activate(world.dispatcher()) as dispatcher, caplog.at_level(logging.WARNING, "sgl_kernels"):
         torch.testing.assert_close(_attend(x), want)
-        assert world.ran == ["sage_attn", "torch_sdpa"]
+        assert world.ran == ["sage_attn", "torch"]
         for n in (20, 21):  # the shape that was bound, and a new one
             y = x[:, :n] if n == 20 else torch.randn(2, n, 4, 16)
             torch.testing.assert_close(_attend(y), reference.attention(y, y, y))
-        assert world.ran[2:] == ["torch_sdpa"] * 2, "it is not asked again"
+        assert world.ran[2:] == ["torch"] * 2, "it is not asked again"
         rejected = sgl_kernels.explain("attention", x, x, x).rejected("sage_attn")
         assert rejected.reason is Reason.BUG and cause in rejected.detail
-        assert [e.backend for e in sgl_kernels.report().entries] == ["torch_sdpa"] * 2, dispatcher.selections
+        assert [e.backend for e in sgl_kernels.report().entries] == ["torch"] * 2, dispatcher.selections
     assert sum("not used any more" in m for m in caplog.messages) == 1, caplog.messages
 
 
@@ -124,7 +124,7 @@ def test_the_quarantine_holds_in_every_dispatcher_of_the_process(world):
     world.ran.clear()
     with activate(first):
         _attend(x), _attend(x)
-    assert world.ran == ["torch_sdpa"] * 2
+    assert world.ran == ["torch"] * 2
     with (
         activate(world.dispatcher(Settings())),
         pytest.raises(sgl_kernels.UnsupportedError, match="quarantine"),

@@ -101,7 +101,7 @@ def test_only_what_the_host_can_read_is_read():
 def backends(layout):
     """Who can serve a linear layer on the CPU with a weight in this layout."""
     served = layout == "cpu_packed" and preferred_layout(weight()) == "cpu_packed"
-    return ["torch_sdpa", "cpu"] if served else ["torch_sdpa"]
+    return ["torch", "cpu"] if served else ["torch"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

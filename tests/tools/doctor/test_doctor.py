@@ -66,7 +66,7 @@ def test_a_missing_module_is_absent_and_not_broken(plugin):
 def test_examine_names_every_backend_and_the_command_that_fixes_it():
     diagnosis = doctor.examine(probe_vendors=False, environ={})
     by_name = {f.name: f for f in diagnosis.backends}
-    assert by_name["torch_sdpa"].status == "ready"
+    assert by_name["torch"].status == "ready"
     assert diagnosis.versions["torch"] == torch.__version__
     assert all(f.detail for f in diagnosis.backends if f.status in ("absent", "broken"))
 
@@ -75,7 +75,7 @@ def test_examine_answers_for_a_machine_that_is_not_here():
     diagnosis = doctor.examine(device=parse_device("cuda:sm90"), environ={}, version_of=lambda name: None)
     fa2 = next(f for f in diagnosis.backends if f.name == "fa2")
     assert fa2.status == "absent" and "pip install" in fa2.fix
-    assert next(f for f in diagnosis.backends if f.name == "torch_sdpa").status == "ready"
+    assert next(f for f in diagnosis.backends if f.name == "torch").status == "ready"
 
 
 def test_settings_that_cannot_be_used_are_problems():
