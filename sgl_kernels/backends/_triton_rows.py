@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sgl_kernels.core.verdict import Reason, Rejected
+from sgl_kernels.core.selection.verdict import Reason, Rejected
 from sgl_kernels.ops.activation.spec import ActivationFacts
 from sgl_kernels.ops.attention.spec import AttentionFacts, VarlenFacts
 from sgl_kernels.ops.modulate.spec import ModulateFacts
