@@ -41,23 +41,34 @@ def _files(*suffixes: str) -> list[Path]:
     return [ROOT / n for n in names if n.endswith(suffixes) and (ROOT / n).is_file()]
 
 
+def _imported(path: Path, typed: bool = True) -> Iterator[tuple[str, str]]:
+    """(module, name) of all a file imports, inside functions too; name '' for `import module`.
+
+    Without `typed`, what only a type checker sees is left out.
+    """
+    above = path.relative_to(ROOT).parent.parts
+    pending: list[ast.AST] = [ast.parse(path.read_text())]
+    while pending:
+        node = pending.pop()
+        if not typed and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            pending += node.orelse
+            continue
+        pending += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            yield from ((a.name, "") for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = above[: len(above) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *filter(None, [node.module])))
+            yield from ((module, a.name) for a in node.names)
+
+
 def _imports(path: Path) -> set[str]:
     """The sgl_kernels sub-packages a file imports."""
     found = set()
-    here = path.relative_to(ROOT).with_suffix("").parts
-    for node in ast.walk(ast.parse(path.read_text())):
-        names: list[str] = []
-        if isinstance(node, ast.Import):
-            names = [a.name for a in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = ".".join(here[: len(here) - node.level]) if node.level else ""
-            module = ".".join(p for p in (base, node.module or "") if p)
-            names = [f"{module}.{a.name}" for a in node.names]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "sgl_kernels":
-                inner = parts[1] if len(parts) > 1 and (PACKAGE / parts[1]).is_dir() else ""
-                found.add(inner)
+    for module, name in _imported(path):
+        parts = f"{module}.{name}".rstrip(".").split(".")
+        if parts[0] == "sgl_kernels":
+            found.add(parts[1] if len(parts) > 1 and (PACKAGE / parts[1]).is_dir() else "")
     return found
 
 
@@ -74,23 +85,9 @@ def test_imports_go_one_way(path):
 
 
 def _run_time_imports(path: Path) -> Iterator[str]:
-    """What a file imports when it runs, inside functions too; what only a type checker sees is left out."""
-    package = ".".join(path.relative_to(ROOT).parent.parts)
-    pending: list[ast.AST] = [ast.parse(path.read_text())]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            pending += node.orelse
-            continue
-        pending += ast.iter_child_nodes(node)
-        if isinstance(node, ast.Import):
-            yield from (a.name for a in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            module = ".".join([*above, *([node.module] if node.module else [])])
-            for alias in node.names:
-                name = f"{module}.{alias.name}"
-                yield name if _file_of(name) else module
+    """The modules that a file imports when it runs."""
+    for module, name in _imported(path, typed=False):
+        yield f"{module}.{name}" if name and _file_of(f"{module}.{name}") else module
 
 
 def _file_of(module: str) -> Path | None:
@@ -110,19 +107,14 @@ def test_no_import_goes_in_a_circle_not_even_a_lazy_one():
 
 def test_no_module_takes_a_private_name_out_of_another():
     """A module called _x belongs to its folder, and its public names to whoever imports it; a name _y to its module."""
-    found = []
-    for path in (p for p in _files(".py") if PACKAGE in p.parents):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (
-                node.level or (node.module or "").startswith("sgl_kernels")
-            ):
-                above = path.relative_to(ROOT).parent.parts
-                base = ".".join(above[: len(above) - node.level + 1]) if node.level else ""
-                module = ".".join(part for part in (base, node.module or "") if part)
-                private = [
-                    a.name for a in node.names if a.name.startswith("_") and not a.name.startswith("__")
-                ]
-                found += [f"{path.name}: {module}.{n}" for n in private if not _file_of(f"{module}.{n}")]
+    found = [
+        f"{path.name}: {module}.{name}"
+        for path in _files(".py")
+        if PACKAGE in path.parents
+        for module, name in _imported(path)
+        if module.startswith("sgl_kernels") and name.startswith("_") and not name.startswith("__")
+        and not _file_of(f"{module}.{name}")
+    ]  # fmt: skip
     assert found == [
         "__init__.py: sgl_kernels._problem"
     ]  # why torch cannot be used, asked before anything is imported

@@ -55,7 +55,7 @@ bool has_amx() {
 #endif
 }
 
-// What the processor has of `allowed`. Tiles are asked for only where they may be used.
+// What the processor has. Tiles are asked for only where `allowed` has them.
 Features present(Features allowed) {
   Features found{0};
   const auto add = [&](bool there, Features which) {
@@ -77,7 +77,7 @@ Features present(Features allowed) {
     static const bool tiles = has_amx();
     add(tiles, feature::amx);
   }
-  return found & allowed;
+  return found;
 }
 bool bf16_is_fast() { return !__builtin_cpu_is("intel"); }
 #elif defined(__aarch64__)

@@ -48,8 +48,8 @@ bool is_dense(const DLTensor& t) {
   return true;
 }
 
-// Whether the elements fill one run of memory, in whatever order of dimensions.
-bool is_compact(const DLTensor& t) {
+// Whether the `count` elements fill one run of memory, in whatever order of dimensions.
+bool is_compact(const DLTensor& t, std::int64_t count) {
   std::int64_t expected = 1;
   for (int done = 0; done < t.ndim; ++done) {
     bool found = false;
@@ -62,10 +62,6 @@ bool is_compact(const DLTensor& t) {
     if (!found) {
       break;
     }
-  }
-  std::int64_t count = 1;
-  for (int d = 0; d < t.ndim; ++d) {
-    count *= t.shape[d];
   }
   return expected == count;
 }
@@ -151,7 +147,7 @@ PyObject* is_finite(PyObject*, PyObject* argument) {
 PyObject* bounds(PyObject*, PyObject* argument) {
   DLTensor t;
   std::int64_t n = 0;
-  if (!look_at(argument, t, n) || type_of(t) != kFloat32 || !is_compact(t)) {
+  if (!look_at(argument, t, n) || type_of(t) != kFloat32 || !is_compact(t, n)) {
     Py_RETURN_NONE;
   }
   const float* p = data_of<float>(t);

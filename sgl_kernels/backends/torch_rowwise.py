@@ -72,11 +72,11 @@ def _rms_norm(x: Tensor, weight: Tensor | None, eps: float, weight_offset: float
 
 
 def _layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    dtype = x.dtype
-    if (weight is None or weight.dtype is dtype) and (bias is None or bias.dtype is dtype):
-        return _layer(x, weight, bias, eps, dtype is torch.float32)
+    exact = x.dtype is torch.float32
+    if _all_like(x, weight, bias):
+        return _layer(x, weight, bias, eps, exact)
     wide = _wide(x)
-    return _layer(wide, _like(weight, wide), _like(bias, wide), eps, x.dtype is torch.float32).to(x.dtype)
+    return _layer(wide, _like(weight, wide), _like(bias, wide), eps, exact).to(x.dtype)
 
 
 def _group_norm(

@@ -104,11 +104,7 @@ class Dispatcher:
             self._by_facts[short] = run
             self.selections[short] = selection
         run = compose.settling(run, op, args)
-        if key is not None:
-            if len(self.bound) >= MAX_BOUND:
-                self.bound.clear()
-            self.bound[key] = run
-        return run
+        return self._remember(key, run)
 
     def bind_into(self, op: Op, key: Key, backend: str | None, args: tuple[Any, ...], copying: Run) -> Run:
         """As `bind`, for a call that writes into given tensors: `copying` where the chosen backend cannot."""
@@ -122,6 +118,9 @@ class Dispatcher:
                 compose.composed(loaded, op, selection, implementation, self._parts, None), op, args
             )
             self.selections[(op, backend, facts, args[0].device, None, False)] = selection
+        return self._remember(key, run)
+
+    def _remember(self, key: Key, run: Run) -> Run:
         if key is not None:
             if len(self.bound) >= MAX_BOUND:
                 self.bound.clear()
@@ -305,8 +304,10 @@ def _start() -> Dispatcher:
 
 def _decide_anew() -> None:
     """Another CPU level is in force: ranks and loaded kernels of it may differ, in whichever dispatcher."""
-    for dispatcher in list(_living):
-        dispatcher.registry.unload("cpu")
+    living = list(_living)
+    for source in {dispatcher.registry for dispatcher in living}:
+        source.unload("cpu")
+    for dispatcher in living:
         dispatcher.forget(loaded_anew=True)
 
 

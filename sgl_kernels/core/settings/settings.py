@@ -9,7 +9,6 @@ from typing import Any
 
 from sgl_kernels.core.errors import ConfigError
 from sgl_kernels.core.names.backends import KnownNames
-from sgl_kernels.core.names.ops import OP_GROUPS, OPS
 from sgl_kernels.core.selection.policy import OpPolicy, Rule, Scope
 
 from .layer import (
@@ -28,27 +27,6 @@ from .rules import read_rules
 from .sections import Apple, CacheDit, CacheKnobs, CloudStorage, Quantization, Rocm, Runtime, TraceSettings
 from .variable import coerce
 from .variables import BY_KEY
-
-__all__ = [
-    "OPS",
-    "OP_GROUPS",
-    "SOURCES",
-    "Apple",
-    "CacheDit",
-    "CacheKnobs",
-    "CloudStorage",
-    "Layer",
-    "Located",
-    "OpPolicy",
-    "Quantization",
-    "Rocm",
-    "Rule",
-    "Runtime",
-    "Scope",
-    "Settings",
-    "TraceSettings",
-    "settle",
-]
 
 SOURCES: tuple[str, ...] = ("built-in", "configuration file", "environment", "command-line flags")
 """Weakest to strongest. Above them stand `with use(...)` and then the call's own `backend=`."""
